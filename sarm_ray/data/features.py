@@ -1,0 +1,262 @@
+"""The feature store: every frame encoded once, ever.
+
+A store is a folder for one (camera, encoder weights, preprocessing, precision, dtype); a run never reads features that
+were made otherwise. Its parquet files ("parts") hold one row per chunk, one row group each:
+
+    episode_index int64, start int64   the chunk
+    frames binary(32)                  bitmap of the frames it holds; work to do is a set difference by frame
+    layout int64, source int64         what the features were made from: place in the dataset, and the file's stamp
+    features large_binary              (k, D) little-endian numbers, the frames in ascending order
+
+A row whose layout or source differs from the dataset's counts as absent, so a re-recorded file is encoded again and an
+annotation run invalidates nothing. Where the source file is gone, rows with the right layout still count: a dataset
+whose videos were archived can be scored again. Several rows of one chunk (a denser stride came later) add up.
+"""
+
+import functools
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, Chunks, frames_of
+from sarm_ray.data import storage
+from sarm_ray.data.lerobot import Dataset
+
+PREPROCESSING_VERSION = 1
+SMALL_PART_BYTES = 8 * 2**20
+MERGED_PART_BYTES = 64 * 2**20
+NUM_SMALL_PARTS = 64
+NO_SOURCE = 0
+
+SCHEMA = pa.schema(
+    [
+        ("episode_index", pa.int64()),
+        ("start", pa.int64()),
+        ("frames", pa.binary(BITMAP_BYTES)),
+        ("layout", pa.int64()),
+        ("source", pa.int64()),
+        ("features", pa.large_binary()),
+    ]
+)
+INDEX_COLUMNS = ["episode_index", "start", "frames", "layout", "source"]
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """What a store's features depend on, besides the frames."""
+
+    camera: str
+    encoder: str
+    weights: str
+    image_size: int
+    feature_dim: int
+    precision: str
+    dtype: str
+    preprocessing: int = PREPROCESSING_VERSION
+
+    @property
+    def folder(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return f"{_slug(self.camera)}/{_slug(self.encoder)}-{self.precision}-{self.dtype}-{digest}"
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A store's place and the shape of what is in it."""
+
+    location: str
+    feature_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class StoreIndex:
+    """Rows of a store that are true of the dataset, ordered by chunk.
+
+    Args:
+        parts: file names.
+        chunk: (R,) int64, position of the row's chunk in the plan.
+        frames: (R, BITMAP_BYTES) uint8.
+        part: (R,) int64, position in `parts`.
+        row: (R,) int64, row group inside the part.
+    """
+
+    parts: tuple[str, ...]
+    chunk: np.ndarray
+    frames: np.ndarray
+    part: np.ndarray
+    row: np.ndarray
+
+
+def open_store(dataset: Dataset, key: FeatureKey, cache: str | None) -> FeatureStore:
+    """A dataset's store for a key: in `cache`, else beside a writable local dataset, else in the user's cache."""
+    if cache is None and dataset.repo_id is None and storage.is_local(dataset.root):
+        if all(storage.is_writable_folder(place) for place in (dataset.root, storage.parent(dataset.root))):
+            return FeatureStore(f"{dataset.root}.sarm_features/{key.folder}", key.feature_dim, key.dtype)
+    base = storage.join(storage.user_cache(), "features") if cache is None else storage.absolute(cache)
+    identity = f"{dataset.repo_id}@{dataset.revision}" if dataset.repo_id else dataset.root
+    owner = f"{_slug(dataset.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return FeatureStore(storage.join(base, owner, key.folder), key.feature_dim, key.dtype)
+
+
+def describe_store(store: FeatureStore, key: FeatureKey) -> None:
+    """Leave the key beside the features, for people."""
+    location = storage.join(store.location, "key.json")
+    if not storage.exists(location):
+        text = json.dumps(asdict(key), indent=2).encode()
+        storage.write_atomically(location, lambda stream: stream.write(text))
+
+
+def fingerprint_sources(dataset: Dataset, camera: str) -> tuple[np.ndarray, np.ndarray]:
+    """What each episode's features are made from: layout (E,) int64 and source (E,) int64.
+
+    Layout covers the episode's number, length, file, place in the file, and the frame rate; source the file's size and
+    mtime or etag, and is NO_SOURCE where the file is gone.
+    """
+    files = dataset.camera_files(camera)
+    stamps = [dataset.files.get(path) for path in files.paths]
+    source = np.array([NO_SOURCE if stamp is None else _hash64(stamp) for stamp in stamps], dtype=np.int64)
+    layout = [
+        _hash64(f"{episode}/{length}/{files.paths[file]}/{start:.6f}/{dataset.fps}/{camera}")
+        for episode, length, file, start in zip(
+            dataset.episode_index, dataset.length, files.file, files.from_timestamp, strict=True
+        )
+    ]
+    return np.array(layout, dtype=np.int64), source[files.file]
+
+
+def write_part(store: FeatureStore, table: pa.Table, name: str) -> None:
+    """Commit rows: after this call they are there, before it they are not."""
+
+    def write(stream):
+        pq.write_table(
+            table, stream, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False
+        )
+
+    storage.write_atomically(storage.join(store.location, f"{name}.parquet"), write)
+
+
+def read_index(
+    store: FeatureStore, chunks: Chunks, episode_index: np.ndarray, layout: np.ndarray, source: np.ndarray
+) -> StoreIndex:
+    """What the store holds of a plan.
+
+    Args:
+        store: the store.
+        chunks: C planned chunks.
+        episode_index, layout, source: (E,) int64 of the dataset.
+    """
+    parts = sorted(name for name in storage.list_files(store.location) if name.endswith(".parquet"))
+    with ThreadPoolExecutor(16) as pool:
+        tables = list(pool.map(functools.partial(_read_index_columns, store), parts))
+    kept = [(number, table) for number, table in enumerate(tables) if table is not None]
+    if not kept:
+        empty = np.zeros(0, dtype=np.int64)
+        return StoreIndex((), empty, np.zeros((0, BITMAP_BYTES), dtype=np.uint8), empty, empty)
+    rows = pa.concat_tables([table for _, table in kept]).combine_chunks()
+    part = np.concatenate([np.full(table.num_rows, number) for number, table in kept])
+    row = np.concatenate([np.arange(table.num_rows) for _, table in kept])
+    frames = np.frombuffer(b"".join(rows["frames"].to_pylist()), dtype=np.uint8).reshape(-1, BITMAP_BYTES)
+    chunk = _find_chunks(rows, chunks, episode_index)
+    planned = chunk >= 0
+    owner = chunks.row[np.where(planned, chunk, 0)]
+    valid = planned & (rows["layout"].to_numpy() == layout[owner])
+    valid &= (rows["source"].to_numpy() == source[owner]) | (source[owner] == NO_SOURCE)
+    order = np.flatnonzero(valid)[np.argsort(chunk[valid], kind="stable")]
+    return StoreIndex(tuple(parts), chunk[order], frames[order], part[order], row[order])
+
+
+def held_frames(index: StoreIndex, num_chunks: int) -> np.ndarray:
+    """Bitmaps of what the store holds: (num_chunks, BITMAP_BYTES) uint8."""
+    held = np.zeros((num_chunks, BITMAP_BYTES), dtype=np.uint8)
+    np.bitwise_or.at(held, index.chunk, index.frames)
+    return held
+
+
+def read_chunk(store: FeatureStore, index: StoreIndex, chunk: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """All features of one chunk.
+
+    Returns:
+        (CHUNK_FRAMES, D) of the store's dtype, zero where absent; (CHUNK_FRAMES,) bool, which frames are there.
+    """
+    features = np.zeros((CHUNK_FRAMES, store.feature_dim), dtype=store.dtype)
+    present = np.zeros(CHUNK_FRAMES, dtype=bool)
+    first, last = np.searchsorted(index.chunk, [chunk, chunk + 1])
+    for entry in range(first, last):
+        frames = frames_of(index.frames[entry].tobytes(), 0)
+        location = storage.join(store.location, index.parts[index.part[entry]])
+        with storage.open_input(location) as stream, pq.ParquetFile(stream) as file:
+            cell = file.read_row_group(int(index.row[entry]), columns=["features"])["features"].chunk(0)[0]
+            values = np.frombuffer(cell.as_buffer(), dtype=store.dtype)
+        features[frames] = values.reshape(len(frames), store.feature_dim)
+        present[frames] = True
+    return features, present
+
+
+def plan_compaction(store: FeatureStore) -> list[list[str]]:
+    """Groups of small parts worth merging: none while there are few."""
+    fs, root = storage.open_filesystem(store.location)
+    if not fs.exists(root):
+        return []
+    sizes = {info["name"].rsplit("/", 1)[-1]: info["size"] for info in fs.ls(root, detail=True)}
+    small = sorted(n for n, size in sizes.items() if n.endswith(".parquet") and size < SMALL_PART_BYTES)
+    if len(small) < NUM_SMALL_PARTS:
+        return []
+    groups: list[list[str]] = [[]]
+    total = 0
+    for name in small:
+        if total and total + sizes[name] > MERGED_PART_BYTES:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += sizes[name]
+    return groups
+
+
+def merge_parts(store: FeatureStore, names: list[str]) -> None:
+    """Write several parts as one, then remove them. A crash between the two leaves rows twice, which readers add up."""
+    tables = []
+    for name in names:
+        with storage.open_input(storage.join(store.location, name)) as stream:
+            tables.append(pq.read_table(stream))
+    digest = hashlib.sha256("/".join(names).encode()).hexdigest()[:16]
+    write_part(store, pa.concat_tables(tables), f"merged-{digest}")
+    fs, root = storage.open_filesystem(store.location)
+    for name in names:
+        fs.rm_file(f"{root}/{name}")
+
+
+def _read_index_columns(store: FeatureStore, name: str) -> pa.Table | None:
+    """Index columns of a part, or None where another run has just merged it away."""
+    try:
+        with storage.open_input(storage.join(store.location, name)) as stream:
+            return pq.read_table(stream, columns=INDEX_COLUMNS)
+    except FileNotFoundError:
+        return None
+
+
+def _find_chunks(rows: pa.Table, chunks: Chunks, episode_index: np.ndarray) -> np.ndarray:
+    """Position in the plan of each store row's chunk, -1 where it is not planned."""
+    planned = _chunk_key(episode_index[chunks.row], chunks.start)
+    order = np.argsort(planned, kind="stable")
+    wanted = _chunk_key(rows["episode_index"].to_numpy(), rows["start"].to_numpy())
+    place = np.minimum(np.searchsorted(planned[order], wanted), len(planned) - 1)
+    return np.where(planned[order][place] == wanted, order[place], -1)
+
+
+def _chunk_key(episode: np.ndarray, start: np.ndarray) -> np.ndarray:
+    return episode * (1 << 32) + start
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) | 1
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "unnamed"

@@ -1,0 +1,378 @@
+"""LeRobotDataset v3.0, v2.1 and v2.0, read without LeRobot: metadata as arrays, rows by column.
+
+Metadata that is wrong while the file is unambiguous is recovered from, and the recovery is put into `notices` once. No
+path that metadata names leaves the dataset's root. Frames are not read here (`data/video.py`).
+"""
+
+import json
+import string
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sarm_ray.core.suggestions import name_list
+from sarm_ray.data import storage
+from sarm_ray.data.rows import column_array, read_episode_table
+from sarm_ray.errors import DatasetError
+
+VERSIONS = ("v3.0", "v2.1", "v2.0")
+PATH_FIELDS = {"chunk_index", "file_index", "episode_chunk", "episode_index", "video_key"}
+
+
+@dataclass(frozen=True)
+class EpisodeFiles:
+    """Where each episode lies.
+
+    Args:
+        paths: the distinct files, relative to the root.
+        file: (E,) int64, position in `paths`.
+        from_timestamp: (E,) float64, seconds at which the episode begins inside its file.
+    """
+
+    paths: tuple[str, ...]
+    file: np.ndarray
+    from_timestamp: np.ndarray
+
+    def path(self, row: int) -> str:
+        return self.paths[self.file[row]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset's metadata. Arrays have one entry per episode, in the order of episode_index.
+
+    Args:
+        root: location of the folder that holds meta/.
+        name: for people.
+        version: codebase_version, one of VERSIONS.
+        fps: frames per second.
+        features: info.json's features.
+        episode_index: (E,) int64.
+        length: (E,) int64, frames.
+        from_index: (E,) int64, global index of the first frame.
+        tasks: E tuples of task texts.
+        data_files: the parquet files.
+        videos: camera -> its mp4 files (image cameras are not in here: their frames lie in the data files).
+        files: path relative to the root -> stamp, for everything that is there.
+        notices: what was recovered from.
+        repo_id, revision: set for a Hub dataset, whose files are fetched on demand.
+    """
+
+    root: str
+    name: str
+    version: str
+    fps: float
+    features: dict[str, dict]
+    episode_index: np.ndarray
+    length: np.ndarray
+    from_index: np.ndarray
+    tasks: tuple[tuple[str, ...], ...]
+    data_files: EpisodeFiles
+    videos: dict[str, EpisodeFiles]
+    files: dict[str, str] = field(repr=False)
+    notices: tuple[str, ...] = ()
+    repo_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Declared cameras."""
+        return tuple(key for key, spec in self.features.items() if spec.get("dtype") in ("video", "image"))
+
+    def is_video(self, camera: str) -> bool:
+        return self.features[camera]["dtype"] == "video"
+
+    def camera_files(self, camera: str) -> EpisodeFiles:
+        """The files that hold a camera's frames."""
+        return self.videos[camera] if self.is_video(camera) else self.data_files
+
+    def location(self, path: str) -> str:
+        return storage.join(self.root, path)
+
+
+def open_dataset(name: str, revision: str | None = None) -> Dataset:
+    """Read a dataset's metadata.
+
+    Args:
+        name: a local folder, an fsspec URL, or a Hub id (looked for in LeRobot's local folder first).
+        revision: of a Hub dataset.
+
+    Raises:
+        DatasetError: not a dataset, an unknown version, malformed metadata, or a path that leaves the root.
+    """
+    if "://" in name or Path(name).expanduser().exists() or not storage.is_hub_id(name):
+        return _load(storage.absolute(name), Path(name).name or name)
+    local = storage.lerobot_home() / name
+    if revision is None and (local / "meta" / "info.json").exists():
+        return _load(str(local), name)
+    snapshot = storage.download_from_hub(name, ["meta/*", "meta/**"], revision, "dataset")
+    listing = storage.list_hub_files(name, revision)
+    return replace(_load(snapshot, name, listing), repo_id=name, revision=revision)
+
+
+def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str) -> None:
+    """Bring the data and camera files of some episodes of a Hub dataset to this machine; nothing to do for others."""
+    if dataset.repo_id is None:
+        return
+    wanted = {files.path(row) for files in (dataset.data_files, dataset.camera_files(camera)) for row in rows}
+    storage.download_from_hub(dataset.repo_id, sorted(wanted), dataset.revision, "dataset")
+
+
+def episode_texts(dataset: Dataset, rows: np.ndarray, override: str | None = None) -> list[str]:
+    """The task text of each episode: its first frame's task, or `override` for all.
+
+    Raises:
+        DatasetError: naming the episode that has none.
+    """
+    if override is not None:
+        return [override] * len(rows)
+    by_index = _read_task_table(dataset) if any(len(set(dataset.tasks[row])) > 1 for row in rows) else {}
+    texts = []
+    for row in rows:
+        names = dataset.tasks[row]
+        if len(set(names)) > 1:
+            first = int(read_rows(dataset, row, ["task_index"])["task_index"][0])
+            names = (by_index[first],) if first in by_index else ()
+        if not names or not names[0].strip():
+            raise DatasetError(
+                f"{dataset.name}: episode {dataset.episode_index[row]} has no task text; give one with --task TEXT"
+            )
+        texts.append(names[0])
+    return texts
+
+
+def read_rows(dataset: Dataset, row: int, columns: list[str]) -> dict[str, np.ndarray]:
+    """Columns of one episode, in the order of its frames.
+
+    Args:
+        dataset: the dataset.
+        row: position of the episode in the table.
+        columns: feature names with numbers in them.
+
+    Returns:
+        column -> (L,) for scalars, (L, D) for vectors; dtypes as stored.
+
+    Raises:
+        DatasetError: file or column missing, or another number of rows than the episode's length.
+    """
+    path, episode = dataset.data_files.path(row), int(dataset.episode_index[row])
+    table = read_episode_table(dataset.location(path), columns, episode if dataset.version == "v3.0" else None)
+    if table.num_rows != dataset.length[row]:
+        raise DatasetError(
+            f"{path}: episode {episode} has {table.num_rows} rows, the metadata say {dataset.length[row]}"
+        )
+    return {name: column_array(table[name]) for name in columns}
+
+
+def state_statistics(dataset: Dataset, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of a feature over the dataset: (D,) float64 each.
+
+    From meta/stats.json; else the aggregate of meta/episodes_stats.jsonl weighted by frames (equal to v3's to 1e-8);
+    else from the rows themselves.
+    """
+    stats = _read_json(dataset.root, "meta/stats.json", missing={}).get(key, {})
+    if "mean" in stats and "std" in stats:
+        return np.ravel(stats["mean"]).astype(np.float64), np.ravel(stats["std"]).astype(np.float64)
+    episodes = [
+        entry["stats"][key]
+        for entry in _read_jsonl(dataset.root, "meta/episodes_stats.jsonl", missing=True)
+        if key in entry.get("stats", {})
+    ]
+    if episodes:
+        count = np.array([np.ravel(entry["count"])[0] for entry in episodes], dtype=np.float64)[:, None]
+        mean = np.array([np.ravel(entry["mean"]) for entry in episodes], dtype=np.float64)
+        variance = np.array([np.ravel(entry["std"]) for entry in episodes], dtype=np.float64) ** 2
+    else:
+        rows = [read_rows(dataset, row, [key])[key] for row in range(len(dataset.length))]
+        values = [np.asarray(value, dtype=np.float64).reshape(len(value), -1) for value in rows]
+        count = dataset.length.astype(np.float64)[:, None]
+        mean, variance = np.array([v.mean(0) for v in values]), np.array([v.var(0) for v in values])
+    share = count / count.sum()
+    total_mean = (share * mean).sum(0)
+    return total_mean, np.sqrt((share * (variance + (mean - total_mean) ** 2)).sum(0))
+
+
+def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Dataset:
+    info = _read_json(root, "meta/info.json")
+    version, fps, features = info.get("codebase_version"), info.get("fps"), info.get("features")
+    if version not in VERSIONS:
+        raise DatasetError(f"{root}/meta/info.json: codebase_version {version!r} is not one of {', '.join(VERSIONS)}")
+    if not isinstance(fps, (int, float)) or not 0 < fps < 10_000:
+        raise DatasetError(f"{root}/meta/info.json: fps must be a positive number, not {fps!r}")
+    if not isinstance(features, dict):
+        raise DatasetError(f"{root}/meta/info.json: features must be an object, not {type(features).__name__}")
+    files = listing if listing is not None else _list_dataset(root)
+    keys = [key for key, spec in features.items() if spec.get("dtype") == "video"]
+    read = _read_v3 if version == "v3.0" else _read_v2
+    try:
+        table = read(root, info, keys, files)
+    except (KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise DatasetError(f"{root}/meta: malformed episode metadata ({type(error).__name__}: {error})") from error
+    if not len(table["length"]):
+        raise DatasetError(f"{root}: no episodes")
+    if (table["length"] < 1).any():
+        raise DatasetError(f"{root}: episode {table['episode_index'][table['length'] < 1][0]} has no frames")
+    return Dataset(root=root, name=name, version=version, fps=float(fps), features=features, files=files, **table)
+
+
+def _list_dataset(root: str) -> dict[str, str]:
+    return {
+        f"{folder}/{path}": stamp
+        for folder in ("data", "videos")
+        for path, stamp in storage.list_files(storage.join(root, folder)).items()
+    }
+
+
+def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]) -> dict[str, Any]:
+    paths = sorted(
+        path for path in storage.list_files(storage.join(root, "meta/episodes")) if path.endswith(".parquet")
+    )
+    if not paths:
+        raise DatasetError(f"{root}: no episode table under meta/episodes")
+    placed = ("chunk_index", "file_index", "from_timestamp")
+    columns = ["episode_index", "tasks", "length", "dataset_from_index", "data/chunk_index", "data/file_index"]
+    columns += [f"videos/{key}/{part}" for key in video_keys for part in placed]
+    tables = []
+    for path in paths:
+        with storage.open_input(storage.join(root, "meta/episodes", path)) as stream:
+            names = pq.read_schema(stream).names
+            tables.append(pq.read_table(stream, columns=[name for name in columns if name in names]))
+    episodes = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("episode_index")
+    length = _int_column(episodes, "length")
+    notices: list[str] = []
+
+    def placement(prefix: str, template: str, key: str | None) -> EpisodeFiles:
+        chunk, file = _int_column(episodes, f"{prefix}/chunk_index"), _int_column(episodes, f"{prefix}/file_index")
+        fields = [{"chunk_index": c, "file_index": f, "video_key": key} for c, f in zip(chunk, file, strict=True)]
+        start = episodes[f"{prefix}/from_timestamp"].to_numpy() if key else np.zeros(len(length))
+        return _episode_files(template, fields, start, files, notices)
+
+    return {
+        "episode_index": _int_column(episodes, "episode_index"),
+        "length": length,
+        "from_index": _int_column(episodes, "dataset_from_index"),
+        "tasks": tuple(tuple(names or ()) for names in episodes["tasks"].to_pylist()),
+        "data_files": placement("data", info["data_path"], None),
+        "videos": {
+            key: placement(f"videos/{key}", info["video_path"], key)
+            for key in video_keys
+            if f"videos/{key}/chunk_index" in episodes.column_names
+        },
+        "notices": tuple(notices),
+    }
+
+
+def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]) -> dict[str, Any]:
+    episodes = sorted(_read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
+    episode_index = np.array([entry["episode_index"] for entry in episodes], dtype=np.int64)
+    length = np.array([entry["length"] for entry in episodes], dtype=np.int64)
+    chunks_size = int(info.get("chunks_size") or 1000)
+    notices: list[str] = []
+
+    def placement(template: str, key: str | None) -> EpisodeFiles:
+        fields = [
+            {"episode_index": e, "episode_chunk": e // chunks_size, "video_key": key} for e in episode_index.tolist()
+        ]
+        return _episode_files(template, fields, np.zeros(len(length)), files, notices)
+
+    return {
+        "episode_index": episode_index,
+        "length": length,
+        "from_index": np.cumsum(length) - length,
+        "tasks": tuple(tuple(entry.get("tasks") or ()) for entry in episodes),
+        "data_files": placement(info["data_path"], None),
+        "videos": {key: placement(info["video_path"], key) for key in video_keys},
+        "notices": tuple(notices),
+    }
+
+
+def _episode_files(
+    template: str, fields: list[dict], start: np.ndarray, files: dict[str, str], notices: list[str]
+) -> EpisodeFiles:
+    """Resolve a path template for each episode; where it misses, take the one file of that name, and say so."""
+    named = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    if not named <= PATH_FIELDS:
+        raise DatasetError(f"meta/info.json: path template {template!r} uses {name_list(sorted(named - PATH_FIELDS))}")
+    wanted = [_inside_root(template.format(**entry)) for entry in fields]
+    key = fields[0]["video_key"] if fields else None
+    missing = [path for path in dict.fromkeys(wanted) if path not in files]
+    found: dict[str, str] = {}
+    if missing:
+        by_name: dict[str, list[str]] = {}
+        for path in files:
+            if key is None or key in path.split("/"):
+                by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+        top = template.split("/", 1)[0]
+        for path in missing:
+            candidates = [c for c in by_name.get(path.rsplit("/", 1)[-1], []) if c.startswith(f"{top}/")]
+            if len(candidates) == 1:
+                found[path] = candidates[0]
+    if found:
+        example = next(iter(found))
+        notices.append(
+            f"meta/info.json's path template {template!r} misses {len(found)} of {len(set(wanted))} files; "
+            f"each was found by its name ({example} is {found[example]})"
+        )
+    resolved = [found.get(path, path) for path in wanted]
+    paths = tuple(dict.fromkeys(resolved))
+    position = {path: number for number, path in enumerate(paths)}
+    return EpisodeFiles(
+        paths, np.array([position[path] for path in resolved], dtype=np.int64), start.astype(np.float64)
+    )
+
+
+def _inside_root(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith(("/", "\\")) or ".." in parts or "\\" in path or ":" in parts[0]:
+        raise DatasetError(f"meta/info.json: path {path!r} leaves the dataset's folder")
+    return "/".join(parts)
+
+
+def _int_column(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].to_numpy().astype(np.int64)
+
+
+def _read_task_table(dataset: Dataset) -> dict[int, str]:
+    if dataset.version != "v3.0":
+        return {entry["task_index"]: entry["task"] for entry in _read_jsonl(dataset.root, "meta/tasks.jsonl")}
+    with storage.open_input(dataset.location("meta/tasks.parquet")) as stream:
+        table = pq.read_table(stream)
+    text = next(name for name in table.column_names if name != "task_index")
+    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+
+def _read_json(root: str, path: str, missing: dict | None = None) -> dict:
+    location = storage.join(root, path)
+    try:
+        value = json.loads(storage.read_bytes(location))
+    except FileNotFoundError:
+        if missing is not None:
+            return missing
+        raise DatasetError(f"{root}: not a LeRobot dataset (there is no {path})") from None
+    except ValueError as error:
+        raise DatasetError(f"{location}: malformed JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DatasetError(f"{location}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _read_jsonl(root: str, path: str, missing: bool = False) -> list[dict]:
+    location = storage.join(root, path)
+    try:
+        lines = storage.read_bytes(location).decode().splitlines()
+    except FileNotFoundError:
+        if missing:
+            return []
+        raise DatasetError(f"{root}: there is no {path}") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                raise DatasetError(f"{location}: line {number}: malformed JSON ({error})") from error
+    return entries

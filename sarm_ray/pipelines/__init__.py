@@ -1,0 +1,1 @@
+"""The only importers of ray: plain functions of core, data and model put into chains."""
