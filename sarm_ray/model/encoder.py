@@ -167,7 +167,8 @@ def _efficientnet_openvino() -> Callable[[np.ndarray], np.ndarray]:
     with torch.inference_mode():
         traced = torch.jit.trace(_efficientnet(), example)
     frontend = FrontEndManager().load_by_framework("pytorch")
-    network = frontend.convert(frontend.load(TorchScriptPythonDecoder(traced, example_input=(example,))))
+    decoder = TorchScriptPythonDecoder(traced, example_input=(example,))  # must outlive the conversion
+    network = frontend.convert(frontend.load(decoder))
     network.reshape(list(example.shape))
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(network, "CPU", options)
