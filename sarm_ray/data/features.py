@@ -96,9 +96,9 @@ class StoreIndex:
 
 def open_store(dataset: Dataset, key: FeatureKey, cache: str | None) -> FeatureStore:
     """A dataset's store for a key: in `cache`, else beside a writable local dataset, else in the user's cache."""
-    if cache is None and dataset.repo_id is None and storage.is_local(dataset.root):
-        if all(storage.is_writable_folder(place) for place in (dataset.root, storage.parent(dataset.root))):
-            return FeatureStore(f"{dataset.root}.sarm_features/{key.folder}", key.feature_dim, key.dtype)
+    own = dataset.repo_id is None and storage.is_local(dataset.root)
+    if cache is None and own and all(map(storage.is_writable_folder, (dataset.root, storage.parent(dataset.root)))):
+        return FeatureStore(f"{dataset.root}.sarm_features/{key.folder}", key.feature_dim, key.dtype)
     base = storage.join(storage.user_cache(), "features") if cache is None else storage.absolute(cache)
     identity = f"{dataset.repo_id}@{dataset.revision}" if dataset.repo_id else dataset.root
     owner = f"{_slug(dataset.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

@@ -71,7 +71,7 @@ def stamp_of(info: dict) -> str:
     return f"{info.get('size', 0)}-{tag}"
 
 
-def write_atomically(location: str, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file that appears whole or not at all.
 
     Local files go to a temporary name in the same folder, are synced and renamed. Object stores publish a key when its
@@ -98,7 +98,7 @@ def write_atomically(location: str, write: Callable[[IO[bytes]], None]) -> None:
 def remove_temporaries(location: str) -> None:
     """Remove what a killed writer left in a folder that this run alone writes to."""
     fs, root = open_filesystem(location)
-    for name, _ in list_files(location).items():
+    for name in list_files(location):
         if name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX):
             fs.rm_file(f"{fs._strip_protocol(root).rstrip('/')}/{name}")
 

@@ -56,7 +56,7 @@ def read_frames(
         yield from (_read_images(location, request, size, image_key) for request in requests)
         return
     try:
-        with storage.open_input(location) as stream, av.open(stream) as container:
+        with storage.open_input(location) as stream, av.open(stream, mode="r") as container:
             yield from _decode(location, container, requests, fps, size)
     except FileNotFoundError:
         for _ in requests:
@@ -150,7 +150,7 @@ def _decode(
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     assembly = _Assembly(requests, fps, size)
-    time_base = float(stream.time_base)
+    time_base = float(stream.time_base or 0)
     first_s = float(assembly.times[0])
     if first_s > 1.0:
         container.seek(max(int((first_s - assembly.tolerance_s) / time_base), 0), stream=stream, backward=True)

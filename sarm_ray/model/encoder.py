@@ -10,6 +10,7 @@ happen to be encoded with it.
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
     weights = next((Path(folder) / file for file in WEIGHT_FILES if (Path(folder) / file).exists()), None)
     if config.model_type != "clip" or weights is None:
         raise EncoderError(f"{name}: not a CLIP model with weights ({' or '.join(WEIGHT_FILES)}) in {folder}")
-    size, dim = config.vision_config.image_size, config.projection_dim
+    vision: Any = config.vision_config
+    size, dim = int(vision.image_size), int(config.projection_dim or 0)
     return EncoderInfo(name, folder, size, dim, dim, _file_hash(weights), bf16=True)
 
 
@@ -122,7 +124,7 @@ def hash_text(text: str) -> np.ndarray:
     Equal texts agree, texts that share words are near each other; synonyms are as far apart as any two words.
     """
     words = "".join(c if c.isalnum() else " " for c in text.lower()).split() or [""]
-    terms = words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    terms = words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
     seeds = [int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "little") for term in terms]
     vectors = [np.random.Generator(np.random.PCG64(seed)).standard_normal(HASH_TEXT_DIM) for seed in seeds]
     return np.mean(vectors, axis=0).astype(np.float32)
@@ -186,7 +188,7 @@ def _efficientnet() -> torch.nn.Module:
     class Pooled(torch.nn.Module):
         def __init__(self, network: torch.nn.Module):
             super().__init__()
-            self.network = network
+            self.network: Any = network
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return self.network.extract_features(pixels).mean((2, 3))

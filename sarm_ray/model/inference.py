@@ -37,10 +37,9 @@ def infer_readout(
     Returns:
         head -> (probabilities (B, K) float32, tau (B,) float32). A head with one stage needs no stage network.
     """
-    logits = {head: model.stage_model.heads[head].out_features for head in heads}
     stages: dict[str, torch.Tensor] = {}
     probabilities: dict[str, torch.Tensor] = {}
-    if any(num_stages > 1 for num_stages in logits.values()):
+    if any(model.shape.num_stages(head) > 1 for head in heads):
         slots_BRE = _stage_slots(model.stage_model, vision_BTF, text_BF, state_BTF, readout)
         for head in heads:
             logits_BRK = model.stage_model.heads[head](slots_BRE)
