@@ -179,7 +179,7 @@ def held_frames(index: StoreIndex, num_chunks: int) -> np.ndarray:
     return held
 
 
-def read_chunk(store: FeatureStore, index: StoreIndex, chunk: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+def read_chunk(store: FeatureStore, index: StoreIndex, chunk: int) -> tuple[np.ndarray, np.ndarray]:
     """All features of one chunk.
 
     Returns:
@@ -205,7 +205,8 @@ def plan_compaction(store: FeatureStore) -> list[list[str]]:
     if not fs.exists(root):
         return []
     sizes = {info["name"].rsplit("/", 1)[-1]: info["size"] for info in fs.ls(root, detail=True)}
-    small = sorted(n for n, size in sizes.items() if n.endswith(".parquet") and size < SMALL_PART_BYTES)
+    parts = [name for name in storage.list_files(store.location) if name.endswith(".parquet")]
+    small = sorted(name for name in parts if sizes.get(name, SMALL_PART_BYTES) < SMALL_PART_BYTES)
     if len(small) < NUM_SMALL_PARTS:
         return []
     groups: list[list[str]] = [[]]

@@ -105,7 +105,8 @@ def open_dataset(name: str, revision: str | None = None) -> Dataset:
         DatasetError: not a dataset, an unknown version, malformed metadata, or a path that leaves the root.
     """
     if "://" in name or Path(name).expanduser().exists() or not storage.is_hub_id(name):
-        return _load(storage.absolute(name), Path(name).name or name)
+        root = storage.absolute(name)
+        return _load(root, Path(root).name)
     local = storage.lerobot_home() / name
     if revision is None and (local / "meta" / "info.json").exists():
         return _load(str(local), name)
@@ -210,7 +211,9 @@ def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Datase
     read = _read_v3 if version == "v3.0" else _read_v2
     try:
         table = read(root, info, keys, files)
-    except (KeyError, TypeError, pa.ArrowInvalid) as error:
+    except DatasetError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{root}/meta: malformed episode metadata ({type(error).__name__}: {error})") from error
     if not len(table["length"]):
         raise DatasetError(f"{root}: no episodes")
@@ -315,7 +318,7 @@ def _episode_files(
         example = next(iter(found))
         notices.append(
             f"meta/info.json's path template {template!r} misses {len(found)} of {len(set(wanted))} files; "
-            f"each was found by its name ({example} is {found[example]})"
+            f"each was found by its name ({example} at {found[example]})"
         )
     resolved = [found.get(path, path) for path in wanted]
     paths = tuple(dict.fromkeys(resolved))

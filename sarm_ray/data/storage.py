@@ -57,12 +57,13 @@ def open_input(location: str) -> IO[bytes]:
 
 
 def list_files(location: str) -> dict[str, str]:
-    """All files below a folder: path relative to it -> stamp (size and mtime or etag). Empty where there is no folder."""
+    """Finished files below a folder, which need not exist: path relative to it -> stamp (see `stamp_of`)."""
     fs, root = open_filesystem(location)
     if not fs.exists(root):
         return {}
     root = fs._strip_protocol(root).rstrip("/")
-    return {path[len(root) + 1 :]: stamp_of(info) for path, info in fs.find(root, detail=True).items()}
+    found = fs.find(root, detail=True).items()
+    return {path[len(root) + 1 :]: stamp_of(info) for path, info in found if not _is_temporary(path)}
 
 
 def stamp_of(info: dict) -> str:
@@ -98,15 +99,25 @@ def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> Non
 def remove_temporaries(location: str) -> None:
     """Remove what a killed writer left in a folder that this run alone writes to."""
     fs, root = open_filesystem(location)
-    for name in list_files(location):
-        if name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX):
-            fs.rm_file(f"{fs._strip_protocol(root).rstrip('/')}/{name}")
+    for path in fs.find(root) if fs.exists(root) else []:
+        if _is_temporary(path):
+            fs.rm_file(path)
+
+
+def remove_file(location: str) -> None:
+    fs, path = open_filesystem(location)
+    if fs.exists(path):
+        fs.rm_file(path)
 
 
 def remove_folder(location: str) -> None:
     fs, path = open_filesystem(location)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def _is_temporary(path: str) -> bool:
+    return path.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)
 
 
 def is_writable_folder(location: str) -> bool:

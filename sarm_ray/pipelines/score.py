@@ -1,0 +1,366 @@
+"""`sarm-ray score`: a dataset and a checkpoint in, sarm_progress.parquet out.
+
+    plan -> ingest (features that are missing) -> score_chunk (GPU actors) -> parts -> merge
+
+The output is a pure function of dataset, checkpoint and options: passes through the networks are cut by the plan, and
+which worker did what, in what order, after how many crashes, leaves no trace in it.
+"""
+
+import functools
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from sarm_ray.config import ScoreConfig
+from sarm_ray.console import Progress, duration, note
+from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, count_frames, frames_of
+from sarm_ray.core.windows import Window, window_slots
+from sarm_ray.data import progress_io, storage
+from sarm_ray.data.features import FeatureStore, StoreIndex, read_chunk
+from sarm_ray.data.lerobot import Dataset, read_rows
+from sarm_ray.errors import DatasetError
+from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
+from sarm_ray.model.encoder import EncoderInfo, encode_texts
+from sarm_ray.model.scorer import Scorer
+from sarm_ray.pipelines.ingest import ChunkFailure, IngestPlan, IngestReport, ingest
+from sarm_ray.pipelines.runtime import (
+    ARROW,
+    Cluster,
+    actor_options,
+    commit_options,
+    connect,
+    device_of_actor,
+    jobs_dataset,
+    stream_rows,
+)
+from sarm_ray.pipelines.score_plan import ScorePlan, describe_plan, plan_score
+
+CHUNKS_PER_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What a run did.
+
+    Args:
+        output: the progress file.
+        num_frames: rows in it.
+        num_scored: frames computed, the others being interpolated or taken from a run that was cut off.
+        num_decoded, num_cached: frames decoded and encoded now, and frames that the store had.
+        num_nan: rows without progress, per head.
+        failures: chunks that could not be read or scored.
+        seconds: per phase and in total.
+        cpu_s: CPU time of decode, encode and score workers.
+        frames_per_s: num_frames over the total.
+        frames_per_cpu_s: num_scored over the workers' CPU time; None where nothing was left to do.
+    """
+
+    output: str
+    num_frames: int
+    num_scored: int
+    num_decoded: int
+    num_cached: int
+    num_nan: dict[str, int]
+    failures: list[ChunkFailure]
+    seconds: dict[str, float]
+    cpu_s: dict[str, float]
+    frames_per_s: float
+    frames_per_cpu_s: float | None
+
+    def describe(self) -> str:
+        """What a person wants to know at the end."""
+        phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())
+        rate = f"{self.frames_per_s:.1f} frames/s"
+        if self.frames_per_cpu_s is not None:
+            rate += f", {self.frames_per_cpu_s:.1f} per CPU-second of the workers"
+        lines = [
+            f"{self.output}",
+            f"  {self.num_frames:,} frames: {self.num_decoded:,} decoded, {self.num_cached:,} from the store, "
+            f"{self.num_scored:,} scored, {len(self.failures):,} chunks failed",
+            f"  {rate}; {phases}",
+        ]
+        for head, num_nan in self.num_nan.items():
+            if num_nan:
+                lines.append(f"  {num_nan:,} rows of progress_{head} are NaN")
+        if self.failures:
+            first = self.failures[0]
+            lines.append(
+                f"  failed: episode {first.episode_index}, frames {first.start} to {first.stop - 1}: {first.message}"
+            )
+            lines.append(
+                f"  all of them: {self.output}.run/failed.parquet; mend the files and run again with --overwrite"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What every scoring actor needs, put into the object store once."""
+
+    dataset: Dataset
+    checkpoint: Checkpoint
+    heads: tuple[str, ...]
+    window: Window
+    precision: str
+    state_key: str
+    normalizer: StateNormalizer
+    store: FeatureStore
+    index: StoreIndex
+    chunk_row: np.ndarray
+    texts: dict[int, np.ndarray]
+
+
+def score(config: ScoreConfig, quiet: bool = False) -> ScoreReport | None:
+    """Score a dataset. None after a dry run.
+
+    Raises:
+        SarmRayError: bad input; nothing was run.
+    """
+    started = time.monotonic()
+    with connect(config.address) as cluster:
+        plan = plan_score(config, cluster)
+        if not quiet:
+            describe_plan(plan, cluster)
+        if config.dry_run:
+            return None
+        storage.remove_temporaries(plan.run_folder)
+        plan.write_config(config)
+        ingested = ingest(plan.ingest, cluster, quiet)
+        scored = score_missing(plan, cluster, quiet)
+        report = _finish(plan, ingested, scored, started)
+    progress_io.write_json(storage.join(plan.run_folder, "summary.json"), asdict(report))
+    return report
+
+
+@dataclass
+class ScoredChunks:
+    """What scoring did: frames, failures, state dimensions that look strange, wall and CPU time."""
+
+    num_scored: int = 0
+    failures: list[ChunkFailure] = field(default_factory=list)
+    strange_dimensions: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+
+def score_missing(plan: ScorePlan, cluster: Cluster, quiet: bool = False) -> ScoredChunks:
+    """Score the chunks that no part holds yet."""
+    todo = _chunks_to_score(plan)
+    done = ScoredChunks()
+    if not len(todo):
+        return done
+    progress = Progress("score", int(count_frames(plan.computed[todo]).sum()), quiet)
+    for status in stream_rows(score_pipeline(plan, cluster, todo)):
+        done.num_scored += status["num_frames"]
+        done.cpu_s += status["cpu_s"]
+        done.strange_dimensions.update(status["strange_dimensions"])
+        if status["error"] is not None:
+            done.failures.append(_failure(plan.ingest, status))
+        progress.add(status["num_frames"])
+    if done.strange_dimensions:
+        numbers = ", ".join(map(str, sorted(done.strange_dimensions)))
+        note(f"state dimensions {numbers} vary although constant in training, or lie beyond 10 sigma of it")
+    done.seconds = progress.finish()
+    return done
+
+
+def score_pipeline(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ray.data.Dataset:
+    """The chain. Rows in: chunk, frames; rows out: chunk, num_frames, error, message, strange_dimensions, cpu_s."""
+    frames = pa.array([bitmap.tobytes() for bitmap in plan.computed[todo]], type=pa.binary(BITMAP_BYTES))
+    jobs = pa.table({"chunk": todo, "frames": frames})
+    job = ray.put(_score_job(plan, cluster, todo))
+    num_blocks = -(-len(todo) // CHUNKS_PER_BLOCK)
+    return (
+        jobs_dataset(jobs, block_bytes=2**20, rows_per_block=CHUNKS_PER_BLOCK)
+        .map_batches(
+            ChunkScorer, batch_size=1, fn_constructor_kwargs={"job": job}, **ARROW, **actor_options(cluster, num_blocks)
+        )
+        .map_batches(
+            commit_scores,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
+            fn_kwargs={"folder": plan.parts_folder, "heads": plan.heads},
+            **ARROW,
+            **commit_options(cluster),
+        )
+    )
+
+
+class ChunkScorer:
+    """Chunk rows in; one row per chunk out, with part columns (`progress_io.part_schema`) and the outcome.
+
+    It reads the chunk's features from the store with the halo of frames that its windows reach into.
+    """
+
+    def __init__(self, job: ray.ObjectRef):
+        own: ScoreJob = ray.get(job)
+        self.job = own
+        self.scorer = Scorer(own.checkpoint, own.heads, own.window.readout_slot, own.precision, device_of_actor())
+        self.read_chunk = functools.lru_cache(maxsize=16)(functools.partial(read_chunk, own.store, own.index))
+        self.read_states = functools.lru_cache(maxsize=2)(self._read_states)
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        rows = [self.score_chunk(row["chunk"], row["frames"]) for row in chunks.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=scored_schema(self.job.heads))
+
+    def score_chunk(self, chunk: int, bitmap: bytes) -> dict:
+        started = time.process_time()
+        dataset, row = self.job.dataset, int(self.job.chunk_row[chunk])
+        start = (chunk - self._first_chunk(row)) * CHUNK_FRAMES
+        frames = frames_of(bitmap, start)
+        slots = window_slots(frames, int(dataset.length[row]), self.job.window)
+        used, positions = np.unique(slots, return_inverse=True)
+        features, present = self._read_features(row, used)
+        error, message = None, None
+        try:
+            states, finite, strange = self.read_states(row)
+        except DatasetError as failure:
+            error, message = type(failure).__name__, str(failure)
+            length = int(dataset.length[row])
+            states = np.zeros((length, self.job.checkpoint.config.max_state_dim), dtype=np.float32)
+            finite, strange = np.zeros(length, dtype=bool), []
+        positions = positions.reshape(slots.shape)
+        whole = (present & finite[used])[positions].all(axis=1)
+        scores = self.scorer.score(features, states[used], self.job.texts[row], positions, whole)
+        outputs = {}
+        for head, result in scores.items():
+            outputs[f"progress_{head}"] = result.progress
+            outputs[f"probabilities_{head}"] = result.probabilities.ravel()
+        return {
+            "episode_index": int(dataset.episode_index[row]),
+            "start": start,
+            "whole": bool(whole.all()),
+            "frames": bitmap,
+            **outputs,
+            "chunk": chunk,
+            "error": error,
+            "message": message,
+            "strange_dimensions": strange,
+            "cpu_s": time.process_time() - started,
+        }
+
+    def _first_chunk(self, row: int) -> int:
+        return int(np.searchsorted(self.job.chunk_row, row))
+
+    def _read_features(self, row: int, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features of some frames of an episode, (U, D), and which of them the store has, (U,) bool."""
+        features = np.zeros((len(used), self.job.store.feature_dim), dtype=self.job.store.dtype)
+        present = np.zeros(len(used), dtype=bool)
+        for number in np.unique(used // CHUNK_FRAMES).tolist():
+            values, there = self.read_chunk(self._first_chunk(row) + number)
+            inside = used // CHUNK_FRAMES == number
+            features[inside], present[inside] = values[used[inside] % CHUNK_FRAMES], there[used[inside] % CHUNK_FRAMES]
+        return features, present
+
+    def _read_states(self, row: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """An episode's states, normalised and padded (L, S), which are finite (L,), and dimensions that look strange."""
+        config, normalizer = self.job.checkpoint.config, self.job.normalizer
+        states = read_rows(self.job.dataset, row, [self.job.state_key])[self.job.state_key]
+        states = states.reshape(len(states), -1).astype(np.float32)
+        finite = np.isfinite(states).all(axis=1)
+        strange = normalizer.strange_dimensions(states[finite]) if finite.any() else np.zeros(0, dtype=np.int64)
+        return normalizer.apply(np.nan_to_num(states), config.max_state_dim), finite, strange.tolist()
+
+
+def scored_schema(heads: tuple[str, ...]) -> pa.Schema:
+    outcome = [
+        ("chunk", pa.int64()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("strange_dimensions", pa.list_(pa.int64())),
+        ("cpu_s", pa.float64()),
+    ]
+    return pa.schema([*progress_io.part_schema(heads), *(pa.field(*f) for f in outcome)])
+
+
+def commit_scores(scored: pa.Table, folder: str, heads: tuple[str, ...]) -> pa.Table:
+    """Scored chunks in; they are in a part when their status rows come out."""
+    progress_io.write_part(folder, uuid.uuid4().hex, scored.select(progress_io.part_schema(heads).names))
+    num_frames = [len(frames_of(bitmap, 0)) for bitmap in scored["frames"].to_pylist()]
+    status = scored.select(["chunk", "error", "message", "strange_dimensions", "cpu_s"])
+    return status.append_column("num_frames", pa.array(num_frames, type=pa.int64()))
+
+
+def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
+    chunks, episodes = plan.ingest.chunks, plan.ingest.dataset.episode_index
+    episode, start, whole = progress_io.read_done(plan.parts_folder)
+    done = set(zip(episode[whole].tolist(), start[whole].tolist(), strict=True))
+    planned = zip(episodes[chunks.row].tolist(), chunks.start.tolist(), strict=True)
+    return np.array([number for number, key in enumerate(planned) if key not in done], dtype=np.int64)
+
+
+def _score_job(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ScoreJob:
+    ingest_plan = plan.ingest
+    rows = np.unique(ingest_plan.chunks.row[todo])
+    text_of_row = dict(zip(ingest_plan.rows.tolist(), plan.texts, strict=True))
+    distinct = sorted({text_of_row[row] for row in rows.tolist()})
+    features = ray.get(ray.remote(_encode_texts).options(num_cpus=1).remote(ingest_plan.encoder, distinct))
+    by_text = dict(zip(distinct, features, strict=True))
+    return ScoreJob(
+        dataset=ingest_plan.dataset,
+        checkpoint=plan.checkpoint,
+        heads=plan.heads,
+        window=plan.window,
+        precision=plan.precision,
+        state_key=plan.state_key,
+        normalizer=plan.normalizer,
+        store=ingest_plan.store,
+        index=ingest_plan.index(),
+        chunk_row=ingest_plan.chunks.row,
+        texts={row: by_text[text_of_row[row]] for row in rows.tolist()},
+    )
+
+
+def _encode_texts(encoder: EncoderInfo, texts: list[str]) -> np.ndarray:
+    return encode_texts(encoder, texts)
+
+
+def _failure(plan: IngestPlan, status: dict) -> ChunkFailure:
+    chunk = status["chunk"]
+    episode = int(plan.dataset.episode_index[plan.chunks.row[chunk]])
+    start, stop = int(plan.chunks.start[chunk]), int(plan.chunks.stop[chunk])
+    return ChunkFailure(episode, plan.camera, start, stop, status["error"], status["message"])
+
+
+def _finish(plan: ScorePlan, ingested: IngestReport, scored: ScoredChunks, started: float) -> ScoreReport:
+    """Merge the parts into the output; the parts go last."""
+    merge_started = time.monotonic()
+    dataset, run = plan.ingest.dataset, plan.run_folder
+    failures = ingested.failures + scored.failures
+    progress_io.write_failed(storage.join(run, "failed.parquet"), [asdict(failure) for failure in failures])
+    num_nan = dict.fromkeys(plan.heads, 0)
+
+    def tables() -> Iterator[pa.Table]:
+        for table in progress_io.merge_parts(
+            plan.parts_folder, plan.heads, plan.ingest.chunks, dataset.episode_index, dataset.length, dataset.from_index
+        ):
+            for head in plan.heads:
+                num_nan[head] += int(np.isnan(table[f"progress_{head}"].to_numpy()).sum())
+            yield table
+
+    if plan.stage_probabilities:
+        progress_io.write_probabilities(storage.join(run, "stage_probabilities.parquet"), plan.heads, tables)
+        num_nan = dict.fromkeys(plan.heads, 0)
+    schema = progress_io.progress_schema(plan.heads, plan.metadata)
+    num_frames = progress_io.write_progress(plan.output, tables, schema)
+    storage.remove_folder(plan.parts_folder)
+    total = time.monotonic() - started
+    cpu_s = {"decode": ingested.decode_cpu_s, "encode": ingested.encode_cpu_s, "score": scored.cpu_s}
+    phases = {"encode": ingested.seconds, "score": scored.seconds, "merge": time.monotonic() - merge_started}
+    busy = sum(cpu_s.values())
+    return ScoreReport(
+        output=plan.output,
+        num_frames=num_frames,
+        num_scored=scored.num_scored,
+        num_decoded=ingested.num_encoded,
+        num_cached=int(count_frames(plan.ingest.needed & ~plan.ingest.missing).sum()),
+        num_nan=num_nan,
+        failures=failures,
+        seconds={**phases, "total": total},
+        cpu_s=cpu_s,
+        frames_per_s=num_frames / total,
+        frames_per_cpu_s=scored.num_scored / busy if busy else None,
+    )
