@@ -87,3 +87,26 @@ def score(
     click.echo(report.describe())
     if len(report.failures) > config.allow_failures:
         ctx.exit(1)
+
+
+@main.group(epilog=EPILOG)
+def bench() -> None:
+    """Measure this machine: what it does, and what its parts allow."""
+
+
+@bench.command("score")
+@click.option(
+    "--frames", "num_frames", type=click.IntRange(min=64), default=4096, show_default=True, help="Frames to score."
+)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench_score(num_frames: int, precision: str, as_json: bool) -> None:
+    """Score drawn video with full-size CLIP and SARM (random weights), both heads, stride 1."""
+    import dataclasses
+    import json
+
+    from sarm_ray.bench.score import bench_score as run
+    from sarm_ray.bench.score import describe_bench
+
+    result = run(precision, num_frames)
+    click.echo(json.dumps(dataclasses.asdict(result)) if as_json else describe_bench(result))

@@ -169,21 +169,29 @@ def load_model(checkpoint: Checkpoint) -> Sarm:
     model = Sarm(checkpoint.config.shape)
     path = Path(checkpoint.folder) / "model.safetensors"
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3]) or str(error)
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise CheckpointError(f"{path}: the weights do not fit config.json ({reason})") from error
     return model.eval()
 
 
 def save_checkpoint(folder: str, config: SarmConfig, model: Sarm, sidecar: Sidecar | None = None) -> None:
-    """Write LeRobot's two files, and our sidecar if there is one. The folder is made."""
+    """Write LeRobot's two files, and our sidecar if there is one. The folder is made; config.json, without which nothing
+    is a checkpoint, comes last.
+    """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+    (place / "config.json").unlink(missing_ok=True)
+    (place / SIDECAR).unlink(missing_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, place / "model.safetensors")
-    (place / "config.json").write_text(json.dumps(_lerobot_config(config), indent=4))
     if sidecar is not None:
         (place / SIDECAR).write_text(json.dumps(asdict(sidecar), indent=2))
+    (place / "config.json").write_text(json.dumps(_lerobot_config(config), indent=4))
 
 
 def _find_folder(name: str, folder: Path) -> Path:
@@ -205,6 +213,8 @@ def _read_config(path: Path) -> SarmConfig:
         Window(config.n_obs_steps, config.frame_gap)
         for head in config.heads:
             config.breakpoints(head)
+        if config.num_heads < 1 or config.hidden_dim % config.num_heads:
+            raise ValueError(f"num_heads must divide hidden_dim {config.hidden_dim}, not be {config.num_heads}")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if config.annotation_mode not in ("single_stage", "dense_only", "dual"):
@@ -232,9 +242,11 @@ def _read_sidecar(path: Path) -> Sidecar | None:
         raise CheckpointError(f"{path}: format {raw.get('format')!r} is newer than this sarm_ray; upgrade it")
     known = {f.name for f in fields(Sidecar)}
     try:
-        return Sidecar(**{key: value for key, value in raw.items() if key in known})
-    except TypeError as error:
+        sidecar = Sidecar(**{key: value for key, value in raw.items() if key in known})
+        Window(kind=sidecar.window)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return sidecar
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ happen to be encoded with it.
 import contextlib
 import hashlib
 import itertools
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
+from sarm_ray.core.suggestions import name_list
 from sarm_ray.errors import EncoderError
 
 CLIP = "openai/clip-vit-base-patch32"
@@ -28,6 +31,7 @@ HASH_TEXT_DIM = 512
 CPU_IMAGES_PER_PASS = 8
 GPU_IMAGES_PER_PASS = 128
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")  # with neither, transformers makes a tokenizer that knows no word
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
 
     try:
         config = CLIPConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise EncoderError(f"{name}: not a CLIP model ({str(error).splitlines()[0]})") from error
     weights = next((Path(folder) / file for file in WEIGHT_FILES if (Path(folder) / file).exists()), None)
     if config.model_type != "clip" or weights is None:
@@ -80,7 +84,11 @@ def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
 
 
 def load_image_encoder(info: EncoderInfo, precision: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from images (N, S, S, 3) uint8 to features (N, image_dim) float32, on `device`."""
+    """A function from images (N, S, S, 3) uint8 to features (N, image_dim) float32, on `device`.
+
+    Raises:
+        EncoderError: weights that cannot be read, or that are not all there.
+    """
     if info.folder is not None:
         encode_pass = _clip_vision(info.folder, precision, device)
     elif device == "cpu":
@@ -101,18 +109,24 @@ def load_image_encoder(info: EncoderInfo, precision: str, device: str) -> Callab
 
 
 def encode_texts(info: EncoderInfo, texts: list[str]) -> np.ndarray:
-    """Task features: (len(texts), text_dim) float32, each text on its own, always in float32 on the CPU."""
+    """Task features: (len(texts), text_dim) float32, each text on its own, always in float32 on the CPU.
+
+    Raises:
+        EncoderError: no tokenizer, or weights that cannot be read or are not all there.
+    """
     if info.folder is None:
         return np.stack([hash_text(text) for text in texts])
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
+    if not any((Path(info.folder) / file).exists() for file in TOKENIZER_FILES):
+        raise EncoderError(f"{info.name}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {info.folder}")
     with _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(info.folder)
-        model = CLIPTextModelWithProjection.from_pretrained(info.folder, dtype=torch.float32).eval()
-    features = []
+    model = _load_tower(CLIPTextModelWithProjection, info.folder, torch.float32)
+    features, limit = [], model.config.max_position_embeddings
     with torch.inference_mode():
         for text in texts:
-            tokens = tokenizer([text], padding=True, truncation=True, return_tensors="pt")
+            tokens = tokenizer([text], padding=True, truncation=True, max_length=limit, return_tensors="pt")
             features.append(model(**tokens).text_embeds[0].numpy())
     return np.stack(features)
 
@@ -120,22 +134,22 @@ def encode_texts(info: EncoderInfo, texts: list[str]) -> np.ndarray:
 def hash_text(text: str) -> np.ndarray:
     """A deterministic text feature without a model: (HASH_TEXT_DIM,) float32.
 
-    The mean of one fixed Gaussian vector per word and per pair of neighbouring words (lower case, punctuation dropped).
-    Equal texts agree, texts that share words are near each other; synonyms are as far apart as any two words.
+    The mean of one fixed vector of signs per word and per pair of neighbouring words (lower case, punctuation dropped):
+    the 512 bits of the term's BLAKE2b hash. Equal texts agree, texts that share words are near each other; synonyms are as
+    far apart as any two words.
     """
     words = "".join(c if c.isalnum() else " " for c in text.lower()).split() or [""]
     terms = words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
-    seeds = [int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "little") for term in terms]
-    vectors = [np.random.Generator(np.random.PCG64(seed)).standard_normal(HASH_TEXT_DIM) for seed in seeds]
-    return np.mean(vectors, axis=0).astype(np.float32)
+    hashes = [np.frombuffer(hashlib.blake2b(term.encode()).digest(), dtype=np.uint8) for term in terms]
+    vectors = [np.unpackbits(bits).astype(np.float32) * 2 - 1 for bits in hashes]
+    return np.mean(vectors, axis=0)
 
 
 def _clip_vision(folder: str, precision: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
     from transformers import CLIPVisionModelWithProjection
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with _quiet_transformers():
-        model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=dtype).eval().to(device)
+    model = _load_tower(CLIPVisionModelWithProjection, folder, dtype).to(device)
     mean = torch.tensor(CLIP_MEAN, device=device)[:, None, None] * 255
     std = torch.tensor(CLIP_STD, device=device)[:, None, None] * 255
 
@@ -146,6 +160,18 @@ def _clip_vision(folder: str, precision: str, device: str) -> Callable[[np.ndarr
         return model(pixel_values=normalised.to(dtype)).image_embeds.float().cpu().numpy()
 
     return encode_pass
+
+
+def _load_tower(kind: Any, folder: str, dtype: torch.dtype) -> Any:
+    """One tower of a CLIP, in eval mode. transformers would draw a tensor that the file lacks at random: an error here."""
+    try:
+        with _quiet_transformers():
+            model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError) as error:
+        raise EncoderError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0]})") from error
+    if report["missing_keys"]:
+        raise EncoderError(f"{folder}: the weights lack {name_list(sorted(report['missing_keys']), limit=3)}")
+    return model.eval()
 
 
 def _efficientnet_torch(device: str) -> Callable[[np.ndarray], np.ndarray]:

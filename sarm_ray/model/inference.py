@@ -60,7 +60,7 @@ def _stage_slots(net: TokenNet, vision: torch.Tensor, text: torch.Tensor, state:
     causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
     read = torch.cat([torch.arange(kept) + stream * num_slots for stream in range(3)])
     encoded = _encode(net.transformer, tokens, causal, read.to(tokens.device))
-    slots = encoded.view(len(encoded), 3, kept, -1).permute(0, 2, 1, 3).flatten(2)
+    slots = encoded.unflatten(1, (3, kept)).permute(0, 2, 1, 3).flatten(2)
     return net.fusion_backbone(slots.float())
 
 

@@ -260,6 +260,9 @@ class ChunkScorer:
         config, normalizer = self.job.checkpoint.config, self.job.normalizer
         states = read_rows(self.job.dataset, row, [self.job.state_key])[self.job.state_key]
         states = states.reshape(len(states), -1).astype(np.float32)
+        if states.shape[1] != len(normalizer.mean):
+            path = self.job.dataset.data_files.path(row)
+            raise DatasetError(f"{path}: {self.job.state_key} is {states.shape[1]} wide, not {len(normalizer.mean)}")
         finite = np.isfinite(states).all(axis=1)
         strange = normalizer.strange_dimensions(states[finite]) if finite.any() else np.zeros(0, dtype=np.int64)
         return normalizer.apply(np.nan_to_num(states), config.max_state_dim), finite, strange.tolist()
