@@ -6,10 +6,11 @@ through `write_atomically`.
 
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -20,8 +21,15 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def open_filesystem(location: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a location, and the path inside it."""
-    return fsspec.core.url_to_fs(location)
+    """The fsspec filesystem of a location, and the path inside it.
+
+    Raises:
+        DatasetError: a scheme that fsspec does not know, or whose package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise DatasetError(f"{location}: {error}") from error
 
 
 def is_local(location: str) -> bool:
@@ -76,12 +84,15 @@ def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> Non
     """Write a file that appears whole or not at all.
 
     Local files go to a temporary name in the same folder, are synced and renamed. Object stores publish a key when its
-    upload completes, which is the same promise.
+    upload completes, which is the same promise; but their streams also publish what an exception cut short, so the file
+    is written here first and uploaded whole.
     """
     fs, path = open_filesystem(location)
     if not isinstance(fs, LocalFileSystem):
-        with fs.open(path, "wb") as stream:
-            write(stream)
+        with tempfile.NamedTemporaryFile() as spool:
+            write(cast(IO[bytes], spool))
+            spool.flush()
+            fs.put_file(spool.name, path)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,14 +176,13 @@ def download_from_hub(repo_id: str, patterns: list[str], revision: str | None, r
         DatasetError: the repository cannot be had.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return snapshot_download(repo_id, repo_type=repo_type, revision=revision, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise DatasetError(
-            f"{repo_id}: no such local folder, and the Hub has no such {repo_type} within reach ({reason})"
+            f"{repo_id}: no such local folder, and the Hub has no such {repo_type} within reach ({_first_line(error)})"
         ) from error
 
 
@@ -181,5 +191,12 @@ def list_hub_files(repo_id: str, revision: str | None) -> dict[str, str]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    tree = HfApi().list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True)
+    try:
+        tree = list(HfApi().list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True))
+    except Exception as error:  # a lost connection comes as an error of whatever HTTP library it uses
+        raise DatasetError(f"{repo_id}: the Hub does not list its files ({_first_line(error)})") from error
     return {entry.path: f"{entry.size}-{entry.blob_id}" for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,6 +20,7 @@ from sarm_ray.errors import DatasetError, VideoError
 
 TOLERANCE_FRAMES = 0.499
 EXACT_S = 1e-3
+REORDER_FRAMES = 16  # no codec shows a frame more than this many places before one that it decodes first
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,18 @@ def read_frames(
     if image_key is not None:
         yield from (_read_images(location, request, size, image_key) for request in requests)
         return
+    num_done = 0
     try:
         with storage.open_input(location) as stream, av.open(stream, mode="r") as container:
-            yield from _decode(location, container, requests, fps, size)
+            for result in _decode(location, container, requests, fps, size):
+                num_done += 1
+                yield result
     except FileNotFoundError:
-        for _ in requests:
-            yield VideoError(location, None, "no such file")
-    except (av.error.FFmpegError, IndexError) as error:
-        for _ in requests:
-            yield VideoError(location, None, f"not a readable video ({_reason(error)})")
+        cause = "no such file"
+    except (av.error.FFmpegError, OSError, IndexError) as error:
+        cause = f"not a readable video ({_reason(error)})"
+    for _ in requests[num_done:]:
+        yield VideoError(location, None, cause)
 
 
 def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -114,6 +118,11 @@ class _Assembly:
         self.pixels[chunk][slot - first] = resize_and_crop(frame.to_ndarray(format="rgb24"), self.size)
         self.distance[slot] = distance
 
+    def forget(self, times: np.ndarray) -> None:
+        """Take back what frames at these times have filled, in chunks that are not finished."""
+        slots = self._nearest(times)
+        self.distance[slots[np.abs(self.times[slots] - times) <= self.tolerance_s]] = np.inf
+
     def finished(self, location: str, time_s: float, cause: str) -> Iterator[np.ndarray | VideoError]:
         """Chunks that no frame at or after `time_s` can change."""
         while self.num_done < len(self.requests):
@@ -144,6 +153,25 @@ class _Assembly:
         return np.where(np.abs(self.times[left] - times) <= np.abs(self.times[right] - times), left, right)
 
 
+class _Group:
+    """Packets from one keyframe to the next, and which of their frames can be believed.
+
+    Damage spreads through references, and decoders notice it late or conceal it: once one complains, no frame of the
+    group counts. An orphan is a group after a damaged or skipped one: its frames that are shown before its keyframe
+    refer back (open GOP) and do not count either.
+    """
+
+    def __init__(self, packets: list[av.Packet], orphan: bool = False):
+        self.pts = [packet.pts for packet in packets if packet.pts is not None]
+        self.damaged, self.orphan = False, orphan
+
+    def is_suspect(self, pts: int) -> bool:
+        return pts in self.pts and (self.damaged or (self.orphan and pts < self.pts[0]))
+
+    def suspects(self) -> list[int]:
+        return [pts for pts in self.pts if self.is_suspect(pts)]
+
+
 def _decode(
     location: str, container: av.container.InputContainer, requests: list[FrameRequest], fps: float, size: int
 ) -> Iterator[np.ndarray | VideoError]:
@@ -152,19 +180,37 @@ def _decode(
     assembly = _Assembly(requests, fps, size)
     time_base = float(stream.time_base or 0)
     first_s = float(assembly.times[0])
+    start_s = (stream.start_time or 0) * time_base
+    if start_s > assembly.tolerance_s:
+        cause = f"the video starts at {start_s:.3f} s instead of 0, so its frames cannot be told from shifted ones"
+        yield from (VideoError(location, int(request.frames[0]), cause) for request in requests)
+        return
     if first_s > 1.0:
-        container.seek(max(int((first_s - assembly.tolerance_s) / time_base), 0), stream=stream, backward=True)
+        # Seeking goes by decode times: a frame shown before an open group's keyframe may come after it in the file.
+        early_s = first_s - assembly.tolerance_s - REORDER_FRAMES / fps
+        container.seek(max(int(early_s / time_base), 0), stream=stream, backward=True)
+    lag_s = REORDER_FRAMES / fps if stream.codec_context.has_b_frames else 0.0
     cause, time_s = "the video has no frame at its time", -np.inf
-    for group, contiguous in _needed_groups(container, stream, assembly, time_base):
-        try:
-            for frame in _decode_group(stream.codec_context, group, contiguous):
-                if frame.pts is not None:
-                    time_s = frame.pts * time_base
-                    assembly.add(time_s, frame)
-                    yield from assembly.finished(location, time_s, cause)
-        except av.error.FFmpegError as error:
-            cause = f"decoder error after {max(time_s, 0):.3f} s: {_reason(error)}"
-            stream.codec_context.flush_buffers()
+    previous, group = _Group([]), _Group([])
+    for packets, contiguous in _needed_groups(container, stream, assembly, time_base):
+        previous, group = group, _Group(packets, orphan=group.damaged or not contiguous)
+        for frame in _decode_group(stream.codec_context, packets, contiguous):
+            if isinstance(frame, av.error.FFmpegError):
+                owner, what = group, _reason(frame)
+            elif frame.pts is None or previous.is_suspect(frame.pts) or group.is_suspect(frame.pts):
+                continue
+            elif frame.is_corrupt:
+                owner, what = (previous if frame.pts in previous.pts else group), "damaged data"
+            else:
+                time_s = frame.pts * time_base
+                assembly.add(time_s, frame)
+                yield from assembly.finished(location, time_s - lag_s, cause)
+                continue
+            cause = f"decoder error after {max(time_s, 0):.3f} s: {what}"
+            owner.damaged = True
+            group.orphan |= previous.damaged
+            suspects = previous.suspects() + group.suspects()
+            assembly.forget(np.array(suspects, dtype=np.float64) * time_base)
     yield from assembly.finished(
         location, np.inf, cause if np.isinf(time_s) else f"{cause} (last one at {time_s:.3f} s)"
     )
@@ -205,6 +251,8 @@ def _keyframe_groups(container: av.container.InputContainer, stream: av.VideoStr
         for packet in container.demux(stream):
             if packet.pts is None:
                 continue
+            if packet.is_corrupt:
+                break  # the file ends inside it
             if packet.is_keyframe and group:
                 yield group
                 group = []
@@ -215,28 +263,46 @@ def _keyframe_groups(container: av.container.InputContainer, stream: av.VideoStr
         yield group
 
 
-def _decode_group(context: av.VideoCodecContext, group: list[av.Packet], contiguous: bool) -> Iterator[av.VideoFrame]:
+def _decode_group(
+    context: av.VideoCodecContext, group: list[av.Packet], contiguous: bool
+) -> Iterator[av.VideoFrame | av.error.FFmpegError]:
+    """Frames as they come out, those of an earlier group that the decoder still held among them; then an error, if any."""
     if not contiguous or not group:
+        yield from _drain(context)
+    try:
+        for packet in group:
+            yield from context.decode(packet)
+    except av.error.FFmpegError as error:
+        yield error
+        yield from _drain(context)
+
+
+def _drain(context: av.VideoCodecContext) -> Iterator[av.VideoFrame | av.error.FFmpegError]:
+    """What the decoder still holds; after it the decoder is as new."""
+    try:
         yield from context.decode(None)
-        context.flush_buffers()
-    for packet in group:
-        yield from context.decode(packet)
+    except av.error.FFmpegError as error:
+        yield error
+    context.flush_buffers()
 
 
 def _read_images(location: str, request: FrameRequest, size: int, key: str) -> np.ndarray | VideoError:
     try:
-        column = read_episode_table(location, [key], request.episode_index)[key]
+        table = read_episode_table(location, [key], request.episode_index)
     except DatasetError as error:
         return VideoError(location, None, str(error))
+    has_numbers = "frame_index" in table.column_names
+    numbers = table["frame_index"].to_numpy() if has_numbers else np.arange(table.num_rows)
+    rows = np.searchsorted(numbers, request.frames)
     pixels = np.empty((len(request.frames), size, size, 3), dtype=np.uint8)
-    for position, frame in enumerate(request.frames.tolist()):
-        if frame >= len(column):
-            return VideoError(location, frame, f"the episode has {len(column)} rows")
-        cell = column[frame].as_py()
+    for position, (frame, row) in enumerate(zip(request.frames.tolist(), rows.tolist(), strict=True)):
+        if row >= len(numbers) or numbers[row] != frame:
+            return VideoError(location, frame, f"the episode's {table.num_rows} rows do not have it")
+        cell = table[key][row].as_py()
         try:
             with Image.open(io.BytesIO(cell["bytes"])) as image:
-                pixels[position] = resize_and_crop(np.asarray(image.convert("RGB")), size)
-        except (UnidentifiedImageError, OSError, TypeError, KeyError) as error:
+                pixels[position] = resize_and_crop(np.array(image.convert("RGB")), size)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError) as error:
             return VideoError(location, frame, f"not a readable image ({error})")
     return pixels
 

@@ -1,0 +1,64 @@
+"""Columns of one episode out of a data file, however the file stores them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sarm_ray.data.rows import column_array, read_episode_table
+
+FLAT = np.arange(12, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([1, 2, 3], pa.int64()), np.array([1, 2, 3])),
+        (pa.array([True, False, True]), np.array([True, False, True])),
+        (pa.array([0.5, 1.5], pa.float64()), np.array([0.5, 1.5])),
+        (pa.FixedSizeListArray.from_arrays(FLAT, 4), FLAT.reshape(3, 4)),
+        (pa.array(FLAT.reshape(3, 4).tolist(), pa.list_(pa.float32())), FLAT.reshape(3, 4)),
+        (pa.array(FLAT.reshape(3, 2, 2).tolist(), pa.list_(pa.list_(pa.float32()))), FLAT.reshape(3, 4)),
+        (pa.FixedSizeListArray.from_arrays(FLAT, 4).slice(1, 2), FLAT.reshape(3, 4)[1:]),
+        (pa.array([[7.0]], pa.list_(pa.float32())), np.array([[7]], dtype=np.float32)),
+    ],
+)
+def test_columns_become_arrays(column, expected):
+    result = column_array(pa.chunked_array([column]))
+    assert result.dtype == expected.dtype
+    assert result.shape == expected.shape
+    assert np.array_equal(result, expected)
+    if len(column) > 1:
+        parts = pa.chunked_array([column.slice(0, 1), column.slice(1)])
+        assert np.array_equal(column_array(parts), expected)
+
+
+def table_of(episodes: list[int], frames: list[int]) -> pa.Table:
+    value = [100 * episode + frame for episode, frame in zip(episodes, frames, strict=True)]
+    return pa.table({"value": value, "frame_index": frames, "episode_index": episodes})
+
+
+@pytest.mark.parametrize("row_group_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("write_statistics", [True, False])
+def test_an_episode_is_found_whatever_the_row_groups(tmp_path, row_group_size, write_statistics):
+    path = tmp_path / "d.parquet"
+    table = table_of([0, 0, 1, 1, 1, 2, 0], [0, 1, 2, 0, 1, 0, 2])
+    pq.write_table(table, path, row_group_size=row_group_size, write_statistics=write_statistics)
+    for episode, expected in ((0, [0, 1, 2]), (1, [100, 101, 102]), (2, [200]), (3, [])):
+        assert read_episode_table(str(path), ["value"], episode)["value"].to_pylist() == expected
+    assert read_episode_table(str(path), ["value"], None).num_rows == 7
+
+
+def test_files_without_index_columns_are_taken_as_they_are(tmp_path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"value": [3, 1, 2]}), path)
+    assert read_episode_table(str(path), ["value"], 5)["value"].to_pylist() == [3, 1, 2]
+    assert read_episode_table(str(path), ["value"], None)["value"].to_pylist() == [3, 1, 2]
+
+
+def test_a_column_asked_for_twice_or_used_for_the_order(tmp_path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(table_of([0, 0], [1, 0]), path)
+    table = read_episode_table(str(path), ["frame_index", "value", "value"], 0)
+    assert table.column_names == ["frame_index", "value", "episode_index"]
+    assert table["value"].to_pylist() == [0, 1]
