@@ -119,7 +119,7 @@ def write_video(
                 "preset": "veryfast",
                 "crf": "18",
                 "bf": str(bframes),
-                "x264-params": f"scenecut=0:b-adapt=0:keyint={gop}:min-keyint={gop}:open-gop={int(open_gop)}",
+                "x264-params": f"scenecut=0:b-adapt=0:keyint={gop}:min-keyint={gop}:open-gop={int(open_gop)}:threads=1",
             }
         else:
             stream.options = {"preset": "12", "crf": "25", "svtav1-params": "lp=1"}

@@ -103,7 +103,6 @@ def write_video(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int],
 def write_clip(folder: Path) -> None:
     """CLIP ViT-B/32 with random weights and a tokenizer that knows single characters."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
     from transformers.utils import logging
 
     torch.manual_seed(0)

@@ -100,7 +100,7 @@ def open_store(dataset: Dataset, key: FeatureKey, cache: str | None) -> FeatureS
     if cache is None and own and all(map(storage.is_writable_folder, (dataset.root, storage.parent(dataset.root)))):
         return FeatureStore(f"{dataset.root}.sarm_features/{key.folder}", key.feature_dim, key.dtype)
     base = storage.join(storage.user_cache(), "features") if cache is None else storage.absolute(cache)
-    identity = f"{dataset.repo_id}@{dataset.revision}" if dataset.repo_id else dataset.root
+    identity = dataset.repo_id or dataset.root
     owner = f"{_slug(dataset.name)}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     return FeatureStore(storage.join(base, owner, key.folder), key.feature_dim, key.dtype)
 
@@ -154,7 +154,7 @@ def read_index(
     """
     parts = sorted(name for name in storage.list_files(store.location) if name.endswith(".parquet"))
     with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(functools.partial(_read_index_columns, store), parts))
+        tables = list(pool.map(functools.partial(_read_part, store, columns=INDEX_COLUMNS), parts))
     kept = [(number, table) for number, table in enumerate(tables) if table is not None]
     if not kept:
         empty = np.zeros(0, dtype=np.int64)
@@ -167,7 +167,8 @@ def read_index(
     planned = chunk >= 0
     owner = chunks.row[np.where(planned, chunk, 0)]
     valid = planned & (rows["layout"].to_numpy() == layout[owner])
-    valid &= (rows["source"].to_numpy() == source[owner]) | (source[owner] == NO_SOURCE)
+    made_from = rows["source"].to_numpy()
+    valid &= (made_from == source[owner]) | ((source[owner] == NO_SOURCE) & _unambiguous(owner, made_from, valid))
     order = np.flatnonzero(valid)[np.argsort(chunk[valid], kind="stable")]
     return StoreIndex(tuple(parts), chunk[order], frames[order], part[order], row[order])
 
@@ -221,23 +222,24 @@ def plan_compaction(store: FeatureStore) -> list[list[str]]:
 
 
 def merge_parts(store: FeatureStore, names: list[str]) -> None:
-    """Write several parts as one, then remove them. A crash between the two leaves rows twice, which readers add up."""
-    tables = []
-    for name in names:
-        with storage.open_input(storage.join(store.location, name)) as stream:
-            tables.append(pq.read_table(stream))
+    """Write several parts as one, then remove them. A crash between the two leaves rows twice, which readers add up.
+
+    Where another run is merging too, what it has removed already is in its own merged part.
+    """
+    tables = [table for table in (_read_part(store, name) for name in names) if table is not None]
+    if len(tables) < len(names):
+        return
     digest = hashlib.sha256("/".join(names).encode()).hexdigest()[:16]
     write_part(store, pa.concat_tables(tables), f"merged-{digest}")
-    fs, root = storage.open_filesystem(store.location)
     for name in names:
-        fs.rm_file(f"{root}/{name}")
+        storage.remove_file(storage.join(store.location, name))
 
 
-def _read_index_columns(store: FeatureStore, name: str) -> pa.Table | None:
-    """Index columns of a part, or None where another run has just merged it away."""
+def _read_part(store: FeatureStore, name: str, columns: list[str] | None = None) -> pa.Table | None:
+    """A part, or None where another run has just merged it away."""
     try:
         with storage.open_input(storage.join(store.location, name)) as stream:
-            return pq.read_table(stream, columns=INDEX_COLUMNS)
+            return pq.read_table(stream, columns=columns)
     except FileNotFoundError:
         return None
 
@@ -249,6 +251,16 @@ def _find_chunks(rows: pa.Table, chunks: Chunks, episode_index: np.ndarray) -> n
     wanted = _chunk_key(rows["episode_index"].to_numpy(), rows["start"].to_numpy())
     place = np.minimum(np.searchsorted(planned[order], wanted), len(planned) - 1)
     return np.where(planned[order][place] == wanted, order[place], -1)
+
+
+def _unambiguous(owner: np.ndarray, made_from: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Rows of episodes whose valid rows were all made from one recording: (R,) bool.
+
+    Where the file is gone, nothing says which of two recordings was the last one; neither is guessed.
+    """
+    recordings = np.unique(np.stack([owner[valid], made_from[valid]], axis=1), axis=0)
+    episodes, counts = np.unique(recordings[:, 0], return_counts=True)
+    return np.isin(owner, episodes[counts == 1])
 
 
 def _chunk_key(episode: np.ndarray, start: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ Metadata that is wrong while the file is unambiguous is recovered from, and the 
 path that metadata names leaves the dataset's root. Frames are not read here (`data/video.py`).
 """
 
-import json
 import string
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 
 from sarm_ray.core.suggestions import name_list
 from sarm_ray.data import storage
-from sarm_ray.data.rows import column_array, read_episode_table
 from sarm_ray.errors import DatasetError
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
@@ -111,8 +109,8 @@ def open_dataset(name: str, revision: str | None = None) -> Dataset:
     if revision is None and (local / "meta" / "info.json").exists():
         return _load(str(local), name)
     snapshot = storage.download_from_hub(name, ["meta/*", "meta/**"], revision, "dataset")
-    listing = storage.list_hub_files(name, revision)
-    return replace(_load(snapshot, name, listing), repo_id=name, revision=revision)
+    commit = Path(snapshot).name  # the metadata's commit, so that a push meanwhile changes nothing
+    return replace(_load(snapshot, name, storage.list_hub_files(name, commit)), repo_id=name, revision=commit)
 
 
 def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str) -> None:
@@ -123,82 +121,8 @@ def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str) -> None:
     storage.download_from_hub(dataset.repo_id, sorted(wanted), dataset.revision, "dataset")
 
 
-def episode_texts(dataset: Dataset, rows: np.ndarray, override: str | None = None) -> list[str]:
-    """The task text of each episode: its first frame's task, or `override` for all.
-
-    Raises:
-        DatasetError: naming the episode that has none.
-    """
-    if override is not None:
-        return [override] * len(rows)
-    by_index = _read_task_table(dataset) if any(len(set(dataset.tasks[row])) > 1 for row in rows) else {}
-    texts = []
-    for row in rows:
-        names = dataset.tasks[row]
-        if len(set(names)) > 1:
-            first = int(read_rows(dataset, row, ["task_index"])["task_index"][0])
-            names = (by_index[first],) if first in by_index else ()
-        if not names or not names[0].strip():
-            raise DatasetError(
-                f"{dataset.name}: episode {dataset.episode_index[row]} has no task text; give one with --task TEXT"
-            )
-        texts.append(names[0])
-    return texts
-
-
-def read_rows(dataset: Dataset, row: int, columns: list[str]) -> dict[str, np.ndarray]:
-    """Columns of one episode, in the order of its frames.
-
-    Args:
-        dataset: the dataset.
-        row: position of the episode in the table.
-        columns: feature names with numbers in them.
-
-    Returns:
-        column -> (L,) for scalars, (L, D) for vectors; dtypes as stored.
-
-    Raises:
-        DatasetError: file or column missing, or another number of rows than the episode's length.
-    """
-    path, episode = dataset.data_files.path(row), int(dataset.episode_index[row])
-    table = read_episode_table(dataset.location(path), columns, episode if dataset.version == "v3.0" else None)
-    if table.num_rows != dataset.length[row]:
-        raise DatasetError(
-            f"{path}: episode {episode} has {table.num_rows} rows, the metadata say {dataset.length[row]}"
-        )
-    return {name: column_array(table[name]) for name in columns}
-
-
-def state_statistics(dataset: Dataset, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of a feature over the dataset: (D,) float64 each.
-
-    From meta/stats.json; else the aggregate of meta/episodes_stats.jsonl weighted by frames (equal to v3's to 1e-8);
-    else from the rows themselves.
-    """
-    stats = _read_json(dataset.root, "meta/stats.json", missing={}).get(key, {})
-    if "mean" in stats and "std" in stats:
-        return np.ravel(stats["mean"]).astype(np.float64), np.ravel(stats["std"]).astype(np.float64)
-    episodes = [
-        entry["stats"][key]
-        for entry in _read_jsonl(dataset.root, "meta/episodes_stats.jsonl", missing=True)
-        if key in entry.get("stats", {})
-    ]
-    if episodes:
-        count = np.array([np.ravel(entry["count"])[0] for entry in episodes], dtype=np.float64)[:, None]
-        mean = np.array([np.ravel(entry["mean"]) for entry in episodes], dtype=np.float64)
-        variance = np.array([np.ravel(entry["std"]) for entry in episodes], dtype=np.float64) ** 2
-    else:
-        rows = [read_rows(dataset, row, [key])[key] for row in range(len(dataset.length))]
-        values = [np.asarray(value, dtype=np.float64).reshape(len(value), -1) for value in rows]
-        count = dataset.length.astype(np.float64)[:, None]
-        mean, variance = np.array([v.mean(0) for v in values]), np.array([v.var(0) for v in values])
-    share = count / count.sum()
-    total_mean = (share * mean).sum(0)
-    return total_mean, np.sqrt((share * (variance + (mean - total_mean) ** 2)).sum(0))
-
-
 def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Dataset:
-    info = _read_json(root, "meta/info.json")
+    info = storage.read_json(root, "meta/info.json")
     version, fps, features = info.get("codebase_version"), info.get("fps"), info.get("features")
     if version not in VERSIONS:
         raise DatasetError(f"{root}/meta/info.json: codebase_version {version!r} is not one of {', '.join(VERSIONS)}")
@@ -206,7 +130,7 @@ def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Datase
         raise DatasetError(f"{root}/meta/info.json: fps must be a positive number, not {fps!r}")
     if not isinstance(features, dict):
         raise DatasetError(f"{root}/meta/info.json: features must be an object, not {type(features).__name__}")
-    files = listing if listing is not None else _list_dataset(root)
+    files = listing if listing is not None else _list_dataset(root, info)
     keys = [key for key, spec in features.items() if spec.get("dtype") == "video"]
     read = _read_v3 if version == "v3.0" else _read_v2
     try:
@@ -222,11 +146,16 @@ def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Datase
     return Dataset(root=root, name=name, version=version, fps=float(fps), features=features, files=files, **table)
 
 
-def _list_dataset(root: str) -> dict[str, str]:
+def _list_dataset(root: str, info: dict) -> dict[str, str]:
+    """Everything in the folders that the path templates begin with."""
+    templates = [info.get(name) for name in ("data_path", "video_path")]
+    tops = {template.split("/", 1)[0] for template in templates if isinstance(template, str)}
+    if any("{" in top for top in tops):
+        return storage.list_files(root)
     return {
-        f"{folder}/{path}": stamp
-        for folder in ("data", "videos")
-        for path, stamp in storage.list_files(storage.join(root, folder)).items()
+        f"{top}/{path}": stamp
+        for top in sorted(tops - {"", "."})
+        for path, stamp in storage.list_files(storage.join(root, top)).items()
     }
 
 
@@ -270,7 +199,7 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
 
 
 def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]) -> dict[str, Any]:
-    episodes = sorted(_read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
+    episodes = sorted(storage.read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
     episode_index = np.array([entry["episode_index"] for entry in episodes], dtype=np.int64)
     length = np.array([entry["length"] for entry in episodes], dtype=np.int64)
     chunks_size = int(info.get("chunks_size") or 1000)
@@ -337,45 +266,3 @@ def _inside_root(path: str) -> str:
 
 def _int_column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_numpy().astype(np.int64)
-
-
-def _read_task_table(dataset: Dataset) -> dict[int, str]:
-    if dataset.version != "v3.0":
-        return {entry["task_index"]: entry["task"] for entry in _read_jsonl(dataset.root, "meta/tasks.jsonl")}
-    with storage.open_input(dataset.location("meta/tasks.parquet")) as stream:
-        table = pq.read_table(stream)
-    text = next(name for name in table.column_names if name != "task_index")
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
-
-
-def _read_json(root: str, path: str, missing: dict | None = None) -> dict:
-    location = storage.join(root, path)
-    try:
-        value = json.loads(storage.read_bytes(location))
-    except FileNotFoundError:
-        if missing is not None:
-            return missing
-        raise DatasetError(f"{root}: not a LeRobot dataset (there is no {path})") from None
-    except ValueError as error:
-        raise DatasetError(f"{location}: malformed JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DatasetError(f"{location}: expected an object, found {type(value).__name__}")
-    return value
-
-
-def _read_jsonl(root: str, path: str, missing: bool = False) -> list[dict]:
-    location = storage.join(root, path)
-    try:
-        lines = storage.read_bytes(location).decode().splitlines()
-    except FileNotFoundError:
-        if missing:
-            return []
-        raise DatasetError(f"{root}: there is no {path}") from None
-    entries = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                entries.append(json.loads(line))
-            except ValueError as error:
-                raise DatasetError(f"{location}: line {number}: malformed JSON ({error})") from error
-    return entries

@@ -4,7 +4,9 @@ A location is a string: an absolute local path or a URL that fsspec knows. Nobod
 through `write_atomically`.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import tempfile
 import uuid
@@ -57,6 +59,39 @@ def exists(location: str) -> bool:
 def read_bytes(location: str) -> bytes:
     fs, path = open_filesystem(location)
     return fs.cat_file(path)
+
+
+def read_json(root: str, path: str, missing: dict | None = None) -> dict:
+    location = join(root, path)
+    try:
+        value = json.loads(read_bytes(location))
+    except FileNotFoundError:
+        if missing is not None:
+            return missing
+        raise DatasetError(f"{root}: not a LeRobot dataset (there is no {path})") from None
+    except ValueError as error:
+        raise DatasetError(f"{location}: malformed JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DatasetError(f"{location}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def read_jsonl(root: str, path: str, missing: bool = False) -> list[dict]:
+    location = join(root, path)
+    try:
+        lines = read_bytes(location).decode().splitlines()
+    except FileNotFoundError:
+        if missing:
+            return []
+        raise DatasetError(f"{root}: there is no {path}") from None
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                entries.append(json.loads(line))
+            except ValueError as error:
+                raise DatasetError(f"{location}: line {number}: malformed JSON ({error})") from error
+    return entries
 
 
 def open_input(location: str) -> IO[bytes]:
@@ -116,8 +151,9 @@ def remove_temporaries(location: str) -> None:
 
 
 def remove_file(location: str) -> None:
+    """Remove a file; one that is not there is no error."""
     fs, path = open_filesystem(location)
-    if fs.exists(path):
+    with contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
 
 

@@ -98,9 +98,11 @@ def commit_options(cluster: Cluster) -> dict[str, Any]:
     """map_batches arguments of the tasks that write results: how many chunks make one file.
 
     A GPU finishes tens of chunks a second; a core needs seconds for one, which is then committed at once: what a crash
-    costs is seconds in both cases.
+    costs is seconds in both cases. Few at a time, because every task that runs beside another is one more process that
+    imports torch, which costs more than all the writing.
     """
-    return {"num_cpus": SMALL_TASK_SHARE, "batch_size": 32 if cluster.num_gpus else 1}
+    few = TaskPoolStrategy(size=-(-cluster.num_actors // 4))
+    return {"num_cpus": SMALL_TASK_SHARE, "batch_size": 32 if cluster.num_gpus else 1, "compute": few}
 
 
 def jobs_dataset(jobs: pa.Table, block_bytes: int, rows_per_block: int = 1) -> Dataset:
@@ -153,8 +155,10 @@ def _start_local() -> None:
 def _survey() -> Cluster:
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    probe = ray.remote(_has_bf16).options(num_cpus=0, num_gpus=1 if num_gpus else 0)
-    return Cluster(num_cpus, num_gpus, "cuda" if num_gpus else "cpu", ray.get(probe.remote()))
+    if num_gpus or len(ray.nodes()) > 1:
+        probe = ray.remote(_has_bf16).options(num_cpus=0, num_gpus=1 if num_gpus else 0)
+        return Cluster(num_cpus, num_gpus, "cuda" if num_gpus else "cpu", ray.get(probe.remote()))
+    return Cluster(num_cpus, 0, "cpu", _has_bf16())
 
 
 def _has_bf16() -> bool:

@@ -21,8 +21,8 @@ from sarm_ray.console import Progress, duration, note
 from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, count_frames, frames_of
 from sarm_ray.core.windows import Window, window_slots
 from sarm_ray.data import progress_io, storage
-from sarm_ray.data.features import FeatureStore, StoreIndex, read_chunk
-from sarm_ray.data.lerobot import Dataset, read_rows
+from sarm_ray.data.features import StoreIndex, read_chunk
+from sarm_ray.data.rows import read_rows
 from sarm_ray.errors import DatasetError
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
 from sarm_ray.model.encoder import EncoderInfo, encode_texts
@@ -102,16 +102,14 @@ class ScoreReport:
 class ScoreJob:
     """What every scoring actor needs, put into the object store once."""
 
-    dataset: Dataset
+    features: IngestPlan
+    index: StoreIndex
     checkpoint: Checkpoint
     heads: tuple[str, ...]
     window: Window
     precision: str
     state_key: str
     normalizer: StateNormalizer
-    store: FeatureStore
-    index: StoreIndex
-    chunk_row: np.ndarray
     texts: dict[int, np.ndarray]
 
 
@@ -199,7 +197,8 @@ class ChunkScorer:
         own: ScoreJob = ray.get(job)
         self.job = own
         self.scorer = Scorer(own.checkpoint, own.heads, own.window.readout_slot, own.precision, device_of_actor())
-        self.read_chunk = functools.lru_cache(maxsize=16)(functools.partial(read_chunk, own.store, own.index))
+        self.index = own.index
+        self.read_chunk = functools.lru_cache(maxsize=16)(self._read_chunk)
         self.read_states = functools.lru_cache(maxsize=2)(self._read_states)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
@@ -208,8 +207,8 @@ class ChunkScorer:
 
     def score_chunk(self, chunk: int, bitmap: bytes) -> dict:
         started = time.process_time()
-        dataset, row = self.job.dataset, int(self.job.chunk_row[chunk])
-        start = (chunk - self._first_chunk(row)) * CHUNK_FRAMES
+        dataset, row = self.job.features.dataset, int(self.job.features.chunks.row[chunk])
+        start = int(self.job.features.chunks.start[chunk])
         frames = frames_of(bitmap, start)
         slots = window_slots(frames, int(dataset.length[row]), self.job.window)
         used, positions = np.unique(slots, return_inverse=True)
@@ -242,26 +241,32 @@ class ChunkScorer:
             "cpu_s": time.process_time() - started,
         }
 
-    def _first_chunk(self, row: int) -> int:
-        return int(np.searchsorted(self.job.chunk_row, row))
-
     def _read_features(self, row: int, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features of some frames of an episode, (U, D), and which of them the store has, (U,) bool."""
-        features = np.zeros((len(used), self.job.store.feature_dim), dtype=self.job.store.dtype)
+        store = self.job.features.store
+        features = np.zeros((len(used), store.feature_dim), dtype=store.dtype)
         present = np.zeros(len(used), dtype=bool)
+        first_chunk = int(np.searchsorted(self.job.features.chunks.row, row))
         for number in np.unique(used // CHUNK_FRAMES).tolist():
-            values, there = self.read_chunk(self._first_chunk(row) + number)
+            values, there = self.read_chunk(first_chunk + number)
             inside = used // CHUNK_FRAMES == number
             features[inside], present[inside] = values[used[inside] % CHUNK_FRAMES], there[used[inside] % CHUNK_FRAMES]
         return features, present
 
+    def _read_chunk(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return read_chunk(self.job.features.store, self.index, chunk)
+        except FileNotFoundError:  # another run merged small parts meanwhile
+            self.index = self.job.features.index()
+            return read_chunk(self.job.features.store, self.index, chunk)
+
     def _read_states(self, row: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """An episode's states, normalised and padded (L, S), which are finite (L,), and dimensions that look strange."""
-        config, normalizer = self.job.checkpoint.config, self.job.normalizer
-        states = read_rows(self.job.dataset, row, [self.job.state_key])[self.job.state_key]
+        config, normalizer, dataset = self.job.checkpoint.config, self.job.normalizer, self.job.features.dataset
+        states = read_rows(dataset, row, [self.job.state_key])[self.job.state_key]
         states = states.reshape(len(states), -1).astype(np.float32)
         if states.shape[1] != len(normalizer.mean):
-            path = self.job.dataset.data_files.path(row)
+            path = dataset.data_files.path(row)
             raise DatasetError(f"{path}: {self.job.state_key} is {states.shape[1]} wide, not {len(normalizer.mean)}")
         finite = np.isfinite(states).all(axis=1)
         strange = normalizer.strange_dimensions(states[finite]) if finite.any() else np.zeros(0, dtype=np.int64)
@@ -303,16 +308,14 @@ def _score_job(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ScoreJob:
     features = ray.get(ray.remote(_encode_texts).options(num_cpus=1).remote(ingest_plan.encoder, distinct))
     by_text = dict(zip(distinct, features, strict=True))
     return ScoreJob(
-        dataset=ingest_plan.dataset,
+        features=ingest_plan,
+        index=ingest_plan.index(),
         checkpoint=plan.checkpoint,
         heads=plan.heads,
         window=plan.window,
         precision=plan.precision,
         state_key=plan.state_key,
         normalizer=plan.normalizer,
-        store=ingest_plan.store,
-        index=ingest_plan.index(),
-        chunk_row=ingest_plan.chunks.row,
         texts={row: by_text[text_of_row[row]] for row in rows.tolist()},
     )
 

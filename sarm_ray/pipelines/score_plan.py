@@ -20,7 +20,8 @@ from sarm_ray.core.windows import (
     gap_in_frames,
 )
 from sarm_ray.data import progress_io, storage
-from sarm_ray.data.lerobot import Dataset, episode_texts, fetch_files, open_dataset, state_statistics
+from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
+from sarm_ray.data.rows import episode_texts, state_statistics
 from sarm_ray.errors import CheckpointError, ConfigError, DatasetError, EncoderError, OutputExistsError
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoint
 from sarm_ray.model.encoder import CLIP, EFFICIENTNET, WEIGHT_FILES, EncoderInfo, describe_encoder

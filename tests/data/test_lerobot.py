@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sarm_ray.data.lerobot import episode_texts, fetch_files, open_dataset, read_rows, state_statistics
+from sarm_ray.data.lerobot import fetch_files, open_dataset
+from sarm_ray.data.rows import episode_texts, read_rows, state_statistics
 from sarm_ray.errors import DatasetError
 from tests.datasets import CAMERA, SHARED, TASKS, write_dataset
 
@@ -553,7 +554,8 @@ def test_only_the_needed_files_of_a_hub_dataset_are_fetched(hub, tmp_path):
     code = f"""
 import json, numpy as np
 from pathlib import Path
-from sarm_ray.data.lerobot import episode_texts, fetch_files, open_dataset, read_rows, state_statistics
+from sarm_ray.data.lerobot import fetch_files, open_dataset
+from sarm_ray.data.rows import episode_texts, read_rows, state_statistics
 dataset = open_dataset("someone/toy")
 assert dataset.videos["{CAMERA}"].path(4) in dataset.files
 print(json.dumps([dataset.name, dataset.repo_id, dataset.length.tolist(), list(dataset.notices)]))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sarm_ray.core.windows import Window, window_slots
-from sarm_ray.data.lerobot import Dataset, episode_texts, open_dataset, read_rows, state_statistics
+from sarm_ray.data.lerobot import Dataset, open_dataset
+from sarm_ray.data.rows import episode_texts, read_rows, state_statistics
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoint
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "lerobot_parity"

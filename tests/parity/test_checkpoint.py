@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from sarm_ray.core.windows import Window
-from sarm_ray.data.lerobot import state_statistics
+from sarm_ray.data.rows import state_statistics
 from sarm_ray.model.checkpoint import load_model, open_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.parity

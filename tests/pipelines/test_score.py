@@ -256,7 +256,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     num_needed = sum(int(needed_frames(length, 7, Window(8, 30)).sum()) for length in (300, 330))
     work = f"features  {num_needed} frames needed, 0 in the store, {num_needed} to decode and encode in 4 chunks"
     assert work in result.stderr
-    assert "stride 7 with windows 30 frames apart needs 92% of the frames; stride 8 needs clearly fewer" in result.stderr
+    assert (
+        "stride 7 with windows 30 frames apart needs 92% of the frames; stride 8 needs clearly fewer" in result.stderr
+    )
     assert files_below(tmp_path) == []
 
 
