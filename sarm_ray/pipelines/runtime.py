@@ -86,12 +86,12 @@ def actor_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
 def decode_options(cluster: Cluster) -> dict[str, Any]:
     """map_batches arguments of the decode tasks, unlike the actors' so that Ray does not fuse the two into one operator.
 
-    With GPUs a decoder has a core of its own. Without, the networks take 3 to 20 times as long per frame as decoding, so
-    one decoder for four cores keeps them fed.
+    With GPUs a decoder has a core of its own. Without, there is one per core beside the networks; those take 3 to 20 times
+    as long per frame, so the decoders mostly wait for them.
     """
     if cluster.num_gpus:
         return {"num_cpus": 1}
-    return {"num_cpus": SMALL_TASK_SHARE, "compute": TaskPoolStrategy(size=-(-cluster.num_cpus // 4))}
+    return {"num_cpus": SMALL_TASK_SHARE, "compute": TaskPoolStrategy(size=cluster.num_cpus)}
 
 
 def commit_options(cluster: Cluster) -> dict[str, Any]:

@@ -65,9 +65,9 @@ def kill_when(ready: Callable[[], bool], arguments: list[object]) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     children = psutil.Process(process.pid).children(recursive=True)
+    agents = [child for child in children if "Agent" in child.name()]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    agents = [child for child in children if "Agent" in " ".join(child.cmdline()[:1])]
     _, alive = psutil.wait_procs(set(children) - set(agents), timeout=60)
     assert alive == []
     for agent in agents:
