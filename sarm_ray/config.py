@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from sarm_ray.errors import ConfigError
+from sarm_ray.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 Precision = Literal["auto", "fp32", "bf16"]
@@ -83,8 +83,6 @@ def load_config(kind: type[Config], file: str | None, flags: dict[str, Any]) -> 
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
-            from sarm_ray.core.suggestions import nearest
-
             raise ConfigError(f"{file}: unknown key {key!r}{nearest(key, hints)}")
         if not _fits(value, hints[key]):
             raise ConfigError(f"{key} must be {_describe(hints[key])}, not {value!r}")

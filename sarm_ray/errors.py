@@ -11,6 +11,9 @@
 Every error names the thing, the place and the way out. All survive pickling, because Ray carries them between processes.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SarmRayError(Exception):
     """Base of all errors that a user can act on."""
@@ -52,3 +55,16 @@ class VideoError(SarmRayError):
     def __str__(self) -> str:
         where = self.path if self.frame is None else f"{self.path}: frame {self.frame}"
         return f"{where}: {self.cause}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def name_list(names: Iterable[str], limit: int = 12) -> str:
+    """Comma-separated names, the rest counted."""
+    names = list(names)
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown or "none"

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sarm_ray.core.suggestions import name_list
 from sarm_ray.data import storage
-from sarm_ray.errors import DatasetError
+from sarm_ray.errors import DatasetError, name_list
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 PATH_FIELDS = {"chunk_index", "file_index", "episode_chunk", "episode_index", "video_key"}

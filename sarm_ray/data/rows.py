@@ -5,10 +5,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sarm_ray.core.suggestions import name_list
 from sarm_ray.data import storage
 from sarm_ray.data.lerobot import Dataset
-from sarm_ray.errors import DatasetError
+from sarm_ray.errors import DatasetError, name_list
 
 
 def read_rows(dataset: Dataset, row: int, columns: list[str]) -> dict[str, np.ndarray]:

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from sarm_ray.core.suggestions import name_list
-from sarm_ray.errors import EncoderError
+from sarm_ray.errors import EncoderError, name_list
 
 CLIP = "openai/clip-vit-base-patch32"
 EFFICIENTNET = "efficientnet-lite0"

@@ -40,7 +40,7 @@ from sarm_ray.pipelines.runtime import (
 )
 from sarm_ray.pipelines.score_plan import ScorePlan, describe_plan, plan_score
 
-CHUNKS_PER_BLOCK = 8
+MAX_CHUNKS_PER_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,11 @@ def score_pipeline(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ray.d
     frames = pa.array([bitmap.tobytes() for bitmap in plan.computed[todo]], type=pa.binary(BITMAP_BYTES))
     jobs = pa.table({"chunk": todo, "frames": frames})
     job = ray.put(_score_job(plan, cluster, todo))
-    num_blocks = -(-len(todo) // CHUNKS_PER_BLOCK)
+    # neighbouring chunks share the features around their border, so they go to one actor where there is enough for all
+    rows_per_block = min(max(len(todo) // (4 * cluster.num_actors), 1), MAX_CHUNKS_PER_BLOCK)
+    num_blocks = -(-len(todo) // rows_per_block)
     return (
-        jobs_dataset(jobs, block_bytes=2**20, rows_per_block=CHUNKS_PER_BLOCK)
+        jobs_dataset(jobs, block_bytes=2**20, rows_per_block=rows_per_block)
         .map_batches(
             ChunkScorer, batch_size=1, fn_constructor_kwargs={"job": job}, **ARROW, **actor_options(cluster, num_blocks)
         )

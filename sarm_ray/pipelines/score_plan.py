@@ -11,7 +11,6 @@ from sarm_ray import __version__
 from sarm_ray.config import ScoreConfig, dump_config
 from sarm_ray.console import note, say, size
 from sarm_ray.core.episodes import count_frames, parse_selection
-from sarm_ray.core.suggestions import name_list, nearest
 from sarm_ray.core.windows import (
     Window,
     bitmaps_by_length,
@@ -22,7 +21,15 @@ from sarm_ray.core.windows import (
 from sarm_ray.data import progress_io, storage
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.rows import episode_texts, state_statistics
-from sarm_ray.errors import CheckpointError, ConfigError, DatasetError, EncoderError, OutputExistsError
+from sarm_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    EncoderError,
+    OutputExistsError,
+    name_list,
+    nearest,
+)
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoint
 from sarm_ray.model.encoder import CLIP, EFFICIENTNET, WEIGHT_FILES, EncoderInfo, describe_encoder
 from sarm_ray.pipelines.ingest import IngestPlan, plan_ingest

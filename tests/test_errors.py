@@ -2,7 +2,7 @@
 
 import pytest
 
-from sarm_ray.core.suggestions import name_list, nearest
+from sarm_ray.errors import name_list, nearest
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""`score` on datasets the tests draw: many files, short episodes, images, sidecars; compared with one process and no Ray."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sarm_ray.config import ScoreConfig
+from sarm_ray.core.windows import Window, window_slots
+from sarm_ray.data.lerobot import open_dataset
+from sarm_ray.data.rows import episode_texts, read_rows, state_statistics
+from sarm_ray.data.video import FrameRequest, read_frames
+from sarm_ray.errors import SarmRayError
+from sarm_ray.model.checkpoint import SarmConfig, Sidecar, StateNormalizer, open_checkpoint, save_checkpoint
+from sarm_ray.model.encoder import EFFICIENTNET, describe_encoder, encode_texts, load_image_encoder
+from sarm_ray.model.sarm import Sarm
+from sarm_ray.model.scorer import Scorer
+from sarm_ray.pipelines.score import score
+from tests.datasets import write_dataset
+from tests.pipelines.runs import read_progress
+
+LENGTHS = [1, 40, 300, 7]
+CAMERA = "observation.images.base"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return describe_encoder(EFFICIENTNET, None)
+
+
+def write_model(folder: Path, encoder, mode: str = "dual", **sidecar) -> str:
+    """A small SARM with random weights on EfficientNet features."""
+    torch.manual_seed(0)
+    stages = {"num_sparse_stages": 3, "num_dense_stages": 4} if mode == "dual" else {"num_sparse_stages": 1}
+    config = SarmConfig(
+        annotation_mode=mode, frame_gap=10, image_dim=1280, text_dim=512, hidden_dim=32, num_heads=4, num_layers=2,
+        image_key=CAMERA, **stages,
+    )  # fmt: skip
+    record = Sidecar(encoder=EFFICIENTNET, encoder_weights=encoder.weights, image_keys=[CAMERA], **sidecar)
+    save_checkpoint(str(folder), config, Sarm(config.shape), record)
+    return str(folder)
+
+
+def score_without_ray(root: str, model: str, encoder, window: Window, heads: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The same, chunk by chunk, in a loop."""
+    dataset, checkpoint = open_dataset(root), open_checkpoint(model, model)
+    rows = np.arange(len(dataset.length))
+    texts = encode_texts(encoder, episode_texts(dataset, rows))
+    mean, std = state_statistics(dataset, "observation.state")
+    normalizer = StateNormalizer(mean.astype(np.float32), std.astype(np.float32))
+    encode = load_image_encoder(encoder, "fp32", "cpu")
+    scorer = Scorer(checkpoint, heads, window.readout_slot, "fp32", "cpu")
+    files, key = dataset.camera_files(CAMERA), None if dataset.is_video(CAMERA) else CAMERA
+    progress: dict[str, list[np.ndarray]] = {head: [] for head in heads}
+    for row in rows.tolist():
+        length = int(dataset.length[row])
+        request = FrameRequest(int(dataset.episode_index[row]), files.from_timestamp[row], np.arange(length))
+        images = next(read_frames(dataset.location(files.path(row)), [request], dataset.fps, 224, key))
+        features = encode(images)
+        states = normalizer.apply(read_rows(dataset, row, ["observation.state"])["observation.state"], 32)
+        for start in range(0, length, 256):
+            frames = np.arange(start, min(start + 256, length))
+            slots = window_slots(frames, length, window)
+            scores = scorer.score(features, states, texts[row], slots, np.ones(len(frames), dtype=bool))
+            for head in heads:
+                progress[head].append(scores[head].progress)
+    return {head: np.concatenate(values) for head, values in progress.items()}
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("v3.0", {"episodes_per_video": 3, "episodes_per_data_file": 2, "episodes_per_metadata_file": 2}),
+        ("v3.0", {"image_dataset": True, "episodes_per_data_file": 2}),
+        ("v2.0", {"codec": "libsvtav1", "gop": 2}),
+    ],
+)
+def test_values_equal_those_of_a_plain_loop(tmp_path, encoder, layout, options):
+    root = str(write_dataset(tmp_path / "data", layout, LENGTHS, size=(96, 128), tasks=["push", "pull"], **options))
+    model = write_model(tmp_path / "model", encoder)
+    output = tmp_path / "out.parquet"
+    config = ScoreConfig(
+        dataset=root, model=model, head_mode="both", precision="fp32", output=str(output), cache=str(tmp_path / "cache")
+    )
+    report = score(config, quiet=True)
+    assert (report.num_frames, report.num_decoded, report.failures) == (348, 348, [])
+    ours = read_progress(output)
+    theirs = score_without_ray(root, model, encoder, Window(8, 10), ("sparse", "dense"))
+    for head in ("sparse", "dense"):
+        np.testing.assert_array_equal(ours[f"progress_{head}"], theirs[head])
+    np.testing.assert_array_equal(ours["frame_index"], np.concatenate([np.arange(length) for length in LENGTHS]))
+    np.testing.assert_array_equal(ours["episode_index"], np.repeat(np.arange(4), LENGTHS))
+
+
+def test_the_sidecars_window_and_frame_rate_are_honoured(tmp_path, encoder, capfd):
+    root = str(write_dataset(tmp_path / "data", "v2.1", LENGTHS, fps=30, size=(64, 64)))
+    model = write_model(tmp_path / "model", encoder, window="past", fps=60.0)
+    config = ScoreConfig(
+        dataset=root, model=model, precision="fp32", output=str(tmp_path / "o.parquet"), cache=str(tmp_path / "c")
+    )
+    score(config)
+    theirs = score_without_ray(root, model, encoder, Window(8, 5, "past"), ("sparse",))
+    np.testing.assert_array_equal(read_progress(tmp_path / "o.parquet")["progress_sparse"], theirs["sparse"])
+    said = capfd.readouterr().err
+    assert "trained at 60 fps with 10 frames between slots; at 30 fps that is 5" in said
+    assert f"encoder   {EFFICIENTNET} (fp32, stored as float32)" in said
+
+
+def test_a_single_stage_model_has_the_sparse_head_alone(tmp_path, encoder, capfd):
+    root = str(write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64)))
+    model = write_model(tmp_path / "model", encoder, mode="single_stage")
+    output = tmp_path / "o.parquet"
+    score(ScoreConfig(dataset=root, model=model, head_mode="both", output=str(output), cache=str(tmp_path / "c")))
+    assert list(read_progress(output)) == ["index", "episode_index", "frame_index", "progress_sparse"]
+    assert "the checkpoint has the sparse head alone; it is scored instead of both" in capfd.readouterr().err
+    assert pq.read_schema(output).metadata[b"encoder"] == EFFICIENTNET.encode()
+
+
+def test_another_encoder_than_the_sidecars_is_an_error(tmp_path, encoder):
+    root = str(write_dataset(tmp_path / "data", "v2.1", [2], size=(64, 64)))
+    model = write_model(tmp_path / "model", replace(encoder, weights="0" * 64))
+    with pytest.raises(
+        SarmRayError, match=r"was trained on features of efficientnet-lite0; efficientnet-lite0 is another"
+    ):
+        score(ScoreConfig(dataset=root, model=model, output=str(tmp_path / "o.parquet")), quiet=True)
+
+
+def test_a_re_recorded_episode_is_encoded_again_and_annotations_change_nothing(tmp_path, encoder):
+    root = tmp_path / "data"
+    write_dataset(root, "v2.1", LENGTHS, size=(64, 64))
+    model = write_model(tmp_path / "model", encoder)
+    config = ScoreConfig(dataset=str(root), model=model, output=str(tmp_path / "o.parquet"), overwrite=True)
+    assert score(config, quiet=True).num_decoded == 348
+    with (root / "meta/episodes.jsonl").open() as stream:
+        lines = [line.replace('"length"', '"subtask_names": ["a"], "length"') for line in stream]
+    (root / "meta/episodes.jsonl").write_text("".join(lines))
+    assert score(config, quiet=True).num_decoded == 0
+    other = tmp_path / "other"
+    write_dataset(other, "v2.1", LENGTHS, size=(80, 80))
+    video = f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
+    shutil.copy(other / video, root / video)
+    assert score(config, quiet=True).num_decoded == 40
+
+
+def test_an_episode_without_a_task_text_stops_the_run_unless_given(tmp_path, encoder):
+    root = tmp_path / "data"
+    write_dataset(root, "v2.1", LENGTHS[:2], size=(64, 64))
+    entries = (root / "meta/episodes.jsonl").read_text().splitlines()
+    (root / "meta/episodes.jsonl").write_text(entries[0] + "\n" + '{"episode_index": 1, "tasks": [], "length": 40}\n')
+    config = ScoreConfig(
+        dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
+    )
+    with pytest.raises(SarmRayError, match="episode 1 has no task text; give one with --task TEXT"):
+        score(config, quiet=True)
+    assert score(replace(config, task="push"), quiet=True).num_frames == 41
