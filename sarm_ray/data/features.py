@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import re
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -140,6 +141,24 @@ def write_part(store: FeatureStore, table: pa.Table, name: str) -> None:
         )
 
     storage.write_atomically(storage.join(store.location, f"{name}.parquet"), write)
+
+
+def commit_features(encoded: pa.Table, store: FeatureStore) -> pa.Table:
+    """Encoded chunks in; they are in the store when their status rows come out.
+
+    Args:
+        encoded: SCHEMA's columns, `features` null where the chunk failed, and what else is to be reported.
+        store: where they go, as one part.
+
+    Returns:
+        The rows without features, with num_frames.
+    """
+    encoded = encoded.combine_chunks()
+    good = encoded.filter(encoded["features"].is_valid()).select(SCHEMA.names)
+    if good.num_rows:
+        write_part(store, good, uuid.uuid4().hex)
+    num_frames = [len(frames_of(bitmap, 0)) for bitmap in encoded["frames"].to_pylist()]
+    return encoded.drop_columns(["features"]).append_column("num_frames", pa.array(num_frames, type=pa.int64()))
 
 
 def read_index(

@@ -7,6 +7,7 @@ those frames. The final file has one row per frame: index, episode_index, frame_
 import functools
 import itertools
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
@@ -56,6 +57,23 @@ def progress_schema(heads: tuple[str, ...], metadata: dict[str, str]) -> pa.Sche
 
 def write_part(folder: str, name: str, table: pa.Table) -> None:
     storage.write_atomically(storage.join(folder, f"{name}.parquet"), lambda stream: pq.write_table(table, stream))
+
+
+def commit_scores(scored: pa.Table, folder: str, heads: tuple[str, ...]) -> pa.Table:
+    """Scored chunks in; they are in a part when their status rows come out.
+
+    Args:
+        scored: part_schema's columns and what else is to be reported.
+        folder: of the parts.
+        heads: in the table.
+
+    Returns:
+        The other columns, with num_frames.
+    """
+    names = part_schema(heads).names
+    write_part(folder, uuid.uuid4().hex, scored.select(names))
+    num_frames = [len(frames_of(bitmap, 0)) for bitmap in scored["frames"].to_pylist()]
+    return scored.drop_columns(names).append_column("num_frames", pa.array(num_frames, type=pa.int64()))
 
 
 def read_done(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

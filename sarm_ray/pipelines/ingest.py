@@ -8,7 +8,6 @@ an error, and ends in the report. What is in the store is not in the plan.
 
 import itertools
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -24,6 +23,7 @@ from sarm_ray.data.features import (
     FeatureKey,
     FeatureStore,
     StoreIndex,
+    commit_features,
     describe_store,
     fingerprint_sources,
     held_frames,
@@ -31,7 +31,6 @@ from sarm_ray.data.features import (
     open_store,
     plan_compaction,
     read_index,
-    write_part,
 )
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.data.video import FrameRequest, read_frames
@@ -174,7 +173,7 @@ def encode_pipeline(plan: IngestPlan, cluster: Cluster) -> ray.data.Dataset:
     encoder = {"info": plan.encoder, "precision": plan.key.precision, "dtype": plan.store.dtype}
     return (
         jobs_dataset(jobs, block_bytes=chunk_bytes)
-        .map_batches(decode_job, batch_size=1, **ARROW, **decode_options(cluster))
+        .map_batches(decode_job, batch_size=1, **ARROW, **decode_options(cluster, jobs.num_rows))
         .map_batches(
             FrameEncoder, batch_size=1, fn_constructor_kwargs=encoder, **ARROW, **actor_options(cluster, jobs.num_rows)
         )
@@ -290,17 +289,6 @@ class FrameEncoder:
         return kept.append_column("encode_cpu_s", pa.array([cpu_s] * len(features))).append_column(
             "features", pa.array(features, type=pa.large_binary())
         )
-
-
-def commit_features(encoded: pa.Table, store: FeatureStore) -> pa.Table:
-    """Encoded chunks in; they are in the store when their status rows come out."""
-    encoded = encoded.combine_chunks()
-    good = encoded.filter(encoded["features"].is_valid()).select(SCHEMA.names)
-    if good.num_rows:
-        write_part(store, good, uuid.uuid4().hex)
-    num_frames = [len(frames_of(bitmap, 0)) for bitmap in encoded["frames"].to_pylist()]
-    status = encoded.select(["chunk", "error", "message", "decode_cpu_s", "encode_cpu_s"])
-    return status.append_column("num_frames", pa.array(num_frames, type=pa.int64()))
 
 
 def _large_binary(array: np.ndarray) -> pa.Array:

@@ -83,7 +83,7 @@ def actor_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
     return {**options, "num_cpus": CPU_ACTOR_SHARE}
 
 
-def decode_options(cluster: Cluster) -> dict[str, Any]:
+def decode_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
     """map_batches arguments of the decode tasks, unlike the actors' so that Ray does not fuse the two into one operator.
 
     With GPUs a decoder has a core of its own. Without, there is one per core beside the networks; those take 3 to 20 times
@@ -91,7 +91,7 @@ def decode_options(cluster: Cluster) -> dict[str, Any]:
     """
     if cluster.num_gpus:
         return {"num_cpus": 1}
-    return {"num_cpus": SMALL_TASK_SHARE, "compute": TaskPoolStrategy(size=cluster.num_cpus)}
+    return {"num_cpus": SMALL_TASK_SHARE, "compute": TaskPoolStrategy(size=min(cluster.num_cpus, num_jobs))}
 
 
 def commit_options(cluster: Cluster) -> dict[str, Any]:

@@ -8,7 +8,6 @@ which worker did what, in what order, after how many crashes, leaves no trace in
 
 import functools
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -25,7 +24,7 @@ from sarm_ray.data.features import StoreIndex, read_chunk
 from sarm_ray.data.rows import read_rows
 from sarm_ray.errors import DatasetError
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
-from sarm_ray.model.encoder import EncoderInfo, encode_texts
+from sarm_ray.model.encoder import encode_texts
 from sarm_ray.model.scorer import Scorer
 from sarm_ray.pipelines.ingest import ChunkFailure, IngestPlan, IngestReport, ingest
 from sarm_ray.pipelines.runtime import (
@@ -171,7 +170,7 @@ def score_pipeline(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ray.d
     """The chain. Rows in: chunk, frames; rows out: chunk, num_frames, error, message, strange_dimensions, cpu_s."""
     frames = pa.array([bitmap.tobytes() for bitmap in plan.computed[todo]], type=pa.binary(BITMAP_BYTES))
     jobs = pa.table({"chunk": todo, "frames": frames})
-    job = ray.put(_score_job(plan, cluster, todo))
+    job = ray.put(_score_job(plan, todo))
     # neighbouring chunks share the features around their border, so they go to one actor where there is enough for all
     rows_per_block = min(max(len(todo) // (4 * cluster.num_actors), 1), MAX_CHUNKS_PER_BLOCK)
     num_blocks = -(-len(todo) // rows_per_block)
@@ -181,7 +180,7 @@ def score_pipeline(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ray.d
             ChunkScorer, batch_size=1, fn_constructor_kwargs={"job": job}, **ARROW, **actor_options(cluster, num_blocks)
         )
         .map_batches(
-            commit_scores,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
+            progress_io.commit_scores,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
             fn_kwargs={"folder": plan.parts_folder, "heads": plan.heads},
             **ARROW,
             **commit_options(cluster),
@@ -286,14 +285,6 @@ def scored_schema(heads: tuple[str, ...]) -> pa.Schema:
     return pa.schema([*progress_io.part_schema(heads), *(pa.field(*f) for f in outcome)])
 
 
-def commit_scores(scored: pa.Table, folder: str, heads: tuple[str, ...]) -> pa.Table:
-    """Scored chunks in; they are in a part when their status rows come out."""
-    progress_io.write_part(folder, uuid.uuid4().hex, scored.select(progress_io.part_schema(heads).names))
-    num_frames = [len(frames_of(bitmap, 0)) for bitmap in scored["frames"].to_pylist()]
-    status = scored.select(["chunk", "error", "message", "strange_dimensions", "cpu_s"])
-    return status.append_column("num_frames", pa.array(num_frames, type=pa.int64()))
-
-
 def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
     chunks, episodes = plan.ingest.chunks, plan.ingest.dataset.episode_index
     episode, start, whole = progress_io.read_done(plan.parts_folder)
@@ -302,13 +293,12 @@ def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
     return np.array([number for number, key in enumerate(planned) if key not in done], dtype=np.int64)
 
 
-def _score_job(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ScoreJob:
+def _score_job(plan: ScorePlan, todo: np.ndarray) -> ScoreJob:
     ingest_plan = plan.ingest
     rows = np.unique(ingest_plan.chunks.row[todo])
     text_of_row = dict(zip(ingest_plan.rows.tolist(), plan.texts, strict=True))
     distinct = sorted({text_of_row[row] for row in rows.tolist()})
-    features = ray.get(ray.remote(_encode_texts).options(num_cpus=1).remote(ingest_plan.encoder, distinct))
-    by_text = dict(zip(distinct, features, strict=True))
+    by_text = dict(zip(distinct, encode_texts(ingest_plan.encoder, distinct), strict=True))
     return ScoreJob(
         features=ingest_plan,
         index=ingest_plan.index(),
@@ -320,10 +310,6 @@ def _score_job(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ScoreJob:
         normalizer=plan.normalizer,
         texts={row: by_text[text_of_row[row]] for row in rows.tolist()},
     )
-
-
-def _encode_texts(encoder: EncoderInfo, texts: list[str]) -> np.ndarray:
-    return encode_texts(encoder, texts)
 
 
 def _failure(plan: IngestPlan, status: dict) -> ChunkFailure:

@@ -46,7 +46,8 @@ def write_model(folder: Path, encoder, mode: str = "dual", **sidecar) -> str:
 
 
 def score_without_ray(root: str, model: str, encoder, window: Window, heads: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The same, chunk by chunk, in a loop."""
+    """The same, chunk by chunk, in a loop; on one thread as the workers, whose number shows in the last bit."""
+    torch.set_num_threads(1)
     dataset, checkpoint = open_dataset(root), open_checkpoint(model, model)
     rows = np.arange(len(dataset.length))
     texts = encode_texts(encoder, episode_texts(dataset, rows))
