@@ -38,11 +38,13 @@ class Progress:
         self.phase, self.total, self.quiet, self.clock = phase, total, quiet, clock
         self.done = 0
         self.started = self.printed = clock()
+        self.first: tuple[float, int] | None = None
         self.tty = sys.stderr.isatty()
 
     def add(self, num_frames: int) -> None:
         self.done += num_frames
         now = self.clock()
+        self.first = self.first or (now, self.done)
         if now - self.printed >= (TTY_INTERVAL_S if self.tty else PLAIN_INTERVAL_S) and self.done < self.total:
             self.printed = now
             self._print(end=not self.tty)
@@ -59,7 +61,15 @@ class Progress:
         text = f"{self.phase:<7} {self.done:>11,}/{self.total:,} frames {share:4.0%} {rate:8.1f} frames/s"
         if self.done >= self.total:
             return f"{text}  in {duration(elapsed)}"
-        return f"{text}  {duration((self.total - self.done) / rate)} left" if self.done else text
+        left_s = self._left_s()
+        return text if left_s is None else f"{text}  {duration(left_s)} left"
+
+    def _left_s(self) -> float | None:
+        """Time left at the rate since the first result, which start-up does not count against; None before the second."""
+        if self.first is None or self.done == self.first[1]:
+            return None
+        first_s, first_done = self.first
+        return (self.total - self.done) * (self.clock() - first_s) / (self.done - first_done)
 
     def _print(self, end: bool) -> None:
         if not self.quiet:

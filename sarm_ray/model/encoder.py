@@ -54,6 +54,11 @@ class EncoderInfo:
     weights: str
     bf16: bool
 
+    @property
+    def kind(self) -> str:
+        """The same for every copy of an encoder, wherever it lies and whatever it is called."""
+        return self.name if self.folder is None else "clip"
+
 
 def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
     """Facts about an encoder.

@@ -132,7 +132,7 @@ def plan_ingest(
         stride, window: of the scoring; together they say which frames are needed.
         cache: see `open_store`.
     """
-    key = FeatureKey(camera, encoder.name, encoder.weights, encoder.image_size, encoder.image_dim, precision, dtype)
+    key = FeatureKey(camera, encoder.kind, encoder.weights, encoder.image_size, encoder.image_dim, precision, dtype)
     store = open_store(dataset, key, cache)
     chunks = plan_chunks(rows, dataset.length[rows])
     needed = bitmaps_by_length(dataset.length[rows], lambda length: needed_frames(length, stride, window))
