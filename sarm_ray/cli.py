@@ -1,9 +1,10 @@
 """The command line: flags to a config, one library call, errors to one line and an exit code.
 
 Imports nothing heavy, so that --help answers at once. Exit codes: 0 done, 1 done with failures listed, 2 bad input
-(nothing was run), 130 interrupted (run the same command again to go on).
+(nothing was run), 70 a bug of ours, 130 interrupted (run the same command again to go on).
 """
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,12 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; finished chunks are kept, run the same command again to go on", err=True)
             ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:  # noqa: BLE001  # 1 means "done with failures listed": a bug must not look like that
+            traceback.print_exc()
+            click.echo("this is a bug in sarm_ray; finished chunks are kept", err=True)
+            ctx.exit(70)
 
 
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,11 +87,12 @@ def score(
     flags["dataset"] = dataset or dataset_option
     config = load_config(ScoreConfig, config_file, {key: value for key, value in flags.items() if value is not None})
     from sarm_ray.pipelines.score import score as run
+    from sarm_ray.pipelines.score_report import describe_report
 
     report = run(config, quiet)
     if report is None:
         return
-    click.echo(report.describe())
+    click.echo(describe_report(report))
     if len(report.failures) > config.allow_failures:
         ctx.exit(1)
 

@@ -103,6 +103,8 @@ def _read_yaml(file: str) -> dict[str, Any]:
         raw = yaml.safe_load(Path(file).read_text())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
     if raw is None:

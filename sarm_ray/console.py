@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 
@@ -20,9 +20,10 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def note(text: str) -> None:
-    """Something the user did not ask for but should know; callers say it once."""
-    click.echo(f"{click.style('note', fg='yellow')}: {text}", err=True)
+def tell(notices: Iterable[str]) -> None:
+    """Things the user did not ask for but should know."""
+    for text in notices:
+        click.echo(f"{click.style('note', fg='yellow')}: {text}", err=True)
 
 
 class Progress:

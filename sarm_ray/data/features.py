@@ -240,7 +240,7 @@ def plan_compaction(store: FeatureStore) -> list[list[str]]:
     return groups
 
 
-def merge_parts(store: FeatureStore, names: list[str]) -> None:
+def compact_parts(store: FeatureStore, names: list[str]) -> None:
     """Write several parts as one, then remove them. A crash between the two leaves rows twice, which readers add up.
 
     Where another run is merging too, what it has removed already is in its own merged part.

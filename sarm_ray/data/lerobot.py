@@ -5,6 +5,7 @@ path that metadata names leaves the dataset's root. Frames are not read here (`d
 """
 
 import string
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -112,12 +113,12 @@ def open_dataset(name: str, revision: str | None = None) -> Dataset:
     return replace(_load(snapshot, name, storage.list_hub_files(name, commit)), repo_id=name, revision=commit)
 
 
-def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str) -> None:
-    """Bring the data and camera files of some episodes of a Hub dataset to this machine; nothing to do for others."""
-    if dataset.repo_id is None:
+def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str | None = None) -> None:
+    """Bring a camera's files (or the data files) of some episodes of a Hub dataset to this machine; nothing for others."""
+    if dataset.repo_id is None or not len(rows):
         return
-    wanted = {files.path(row) for files in (dataset.data_files, dataset.camera_files(camera)) for row in rows}
-    storage.download_from_hub(dataset.repo_id, sorted(wanted), dataset.revision, "dataset")
+    files = dataset.camera_files(camera) if camera else dataset.data_files
+    storage.download_from_hub(dataset.repo_id, sorted({files.path(row) for row in rows}), dataset.revision, "dataset")
 
 
 def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Dataset:
@@ -129,6 +130,8 @@ def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Datase
         raise DatasetError(f"{root}/meta/info.json: fps must be a positive number, not {fps!r}")
     if not isinstance(features, dict):
         raise DatasetError(f"{root}/meta/info.json: features must be an object, not {type(features).__name__}")
+    if not all(isinstance(spec, dict) for spec in features.values()):
+        raise DatasetError(f"{root}/meta/info.json: every feature must be an object with dtype and shape")
     files = listing if listing is not None else _list_dataset(root, info)
     keys = [key for key, spec in features.items() if spec.get("dtype") == "video"]
     read = _read_v3 if version == "v3.0" else _read_v2
@@ -140,6 +143,9 @@ def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Datase
         raise DatasetError(f"{root}/meta: malformed episode metadata ({type(error).__name__}: {error})") from error
     if not len(table["length"]):
         raise DatasetError(f"{root}: no episodes")
+    numbers, counts = np.unique(table["episode_index"], return_counts=True)
+    if (counts > 1).any():
+        raise DatasetError(f"{root}/meta: episode {numbers[counts > 1][0]} is listed {counts.max()} times")
     if (table["length"] < 1).any():
         raise DatasetError(f"{root}: episode {table['episode_index'][table['length'] < 1][0]} has no frames")
     return Dataset(root=root, name=name, version=version, fps=float(fps), features=features, files=files, **table)
@@ -238,10 +244,14 @@ def _episode_files(
             if key is None or key in path.split("/"):
                 by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
         top = template.split("/", 1)[0]
+        own = set(wanted)  # a file that the template gives to another episode is not this one's
         for path in missing:
-            candidates = [c for c in by_name.get(path.rsplit("/", 1)[-1], []) if c.startswith(f"{top}/")]
+            named_so = by_name.get(path.rsplit("/", 1)[-1], [])
+            candidates = [c for c in named_so if c.startswith(f"{top}/") and c not in own]
             if len(candidates) == 1:
                 found[path] = candidates[0]
+        claims = Counter(found.values())
+        found = {path: place for path, place in found.items() if claims[place] == 1}
     if found:
         example = next(iter(found))
         notices.append(

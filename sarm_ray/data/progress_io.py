@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 from sarm_ray.core.episodes import BITMAP_BYTES, Chunks, frames_of
 from sarm_ray.core.progress import interpolate_progress
 from sarm_ray.data import storage
+from sarm_ray.errors import DatasetError
 
 ROWS_PER_GROUP = 2**20
+PARTS_PREFIX = "parts-"
 PART_KEYS = ["episode_index", "start", "whole"]
 FAILED_SCHEMA = pa.schema(
     [
@@ -85,6 +87,14 @@ def read_done(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return table["episode_index"].to_numpy(), table["start"].to_numpy(), table["whole"].to_numpy()
 
 
+def remove_parts(run_folder: str) -> None:
+    """Remove the parts of a run that is done, and of runs with other options that never ended."""
+    fs, root = storage.open_filesystem(run_folder)
+    for path in fs.ls(root, detail=False) if fs.exists(root) else []:
+        if path.rstrip("/").rsplit("/", 1)[-1].startswith(PARTS_PREFIX):
+            fs.rm(path, recursive=True)
+
+
 def merge_parts(
     folder: str,
     heads: tuple[str, ...],
@@ -105,6 +115,12 @@ def merge_parts(
         Tables with the final columns, and `probabilities_<head>` lists (null for frames that were interpolated).
     """
     places = _locate_chunks(folder)
+    for row, start in zip(chunks.row.tolist(), chunks.start.tolist(), strict=True):
+        if (int(episode_index[row]), start) not in places:
+            raise DatasetError(
+                f"{folder}: episode {episode_index[row]}, frames {start} and on, were scored but are not there for this "
+                "process; put --output where all nodes reach it"
+            )
     read = functools.lru_cache(maxsize=64)(functools.partial(_read_part, folder))
     pending: list[pa.Table] = []
     num_rows = 0

@@ -1,22 +1,25 @@
 """Rows of a dataset: columns of an episode in the order of its frames, its task text, statistics of a feature."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sarm_ray.data import storage
-from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.lerobot import Dataset, fetch_files
 from sarm_ray.errors import DatasetError, name_list
 
 
-def read_rows(dataset: Dataset, row: int, columns: list[str]) -> dict[str, np.ndarray]:
+def read_rows(dataset: Dataset, row: int, columns: list[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Columns of one episode, in the order of its frames.
 
     Args:
         dataset: the dataset.
         row: position of the episode in the table.
         columns: feature names with numbers in them.
+        optional: more of them, left out where the file has no such column.
 
     Returns:
         column -> (L,) for scalars, (L, D) for vectors; dtypes as stored.
@@ -25,12 +28,20 @@ def read_rows(dataset: Dataset, row: int, columns: list[str]) -> dict[str, np.nd
         DatasetError: file or column missing, or another number of rows than the episode's length.
     """
     path, episode = dataset.data_files.path(row), int(dataset.episode_index[row])
-    table = read_episode_table(dataset.location(path), columns, episode if dataset.version == "v3.0" else None)
+    table = read_episode_table(
+        dataset.location(path), columns, episode if dataset.version == "v3.0" else None, optional
+    )
     if table.num_rows != dataset.length[row]:
         raise DatasetError(
             f"{path}: episode {episode} has {table.num_rows} rows, the metadata say {dataset.length[row]}"
         )
-    return {name: column_array(table[name]) for name in columns}
+    values = {}
+    for name in [*columns, *(name for name in optional if name in table.column_names)]:
+        try:
+            values[name] = column_array(table[name])
+        except ValueError as error:
+            raise DatasetError(f"{path}: episode {episode}: column {name!r}: {error}") from error
+    return values
 
 
 def episode_texts(dataset: Dataset, rows: np.ndarray, override: str | None = None) -> list[str]:
@@ -41,11 +52,11 @@ def episode_texts(dataset: Dataset, rows: np.ndarray, override: str | None = Non
     """
     if override is not None:
         return [override] * len(rows)
-    by_index = _read_task_table(dataset) if any(len(set(dataset.tasks[row])) > 1 for row in rows) else {}
+    by_index = _read_task_table(dataset) if any(len(set(dataset.tasks[row])) != 1 for row in rows) else {}
     texts = []
     for row in rows:
         names = dataset.tasks[row]
-        if len(set(names)) > 1:
+        if by_index and len(set(names)) != 1:
             first = int(read_rows(dataset, row, ["task_index"])["task_index"][0])
             names = (by_index[first],) if first in by_index else ()
         if not names or not names[0].strip():
@@ -59,59 +70,68 @@ def episode_texts(dataset: Dataset, rows: np.ndarray, override: str | None = Non
 def state_statistics(dataset: Dataset, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of a feature over the dataset: (D,) float64 each.
 
-    From meta/stats.json; else the aggregate of meta/episodes_stats.jsonl weighted by frames (equal to v3's to 1e-8);
-    else from the rows themselves.
+    v2.1: the aggregate of meta/episodes_stats.jsonl weighted by frames (equal to v3.0's to 1e-8); otherwise, or where that
+    does not cover every episode, meta/stats.json; where there is neither, the rows themselves.
+
+    Raises:
+        DatasetError: statistics that are not numbers.
     """
+    moments = _episode_statistics(dataset, key) if dataset.version == "v2.1" else None
     stats = storage.read_json(dataset.root, "meta/stats.json", missing={}).get(key, {})
-    if "mean" in stats and "std" in stats:
-        return np.ravel(stats["mean"]).astype(np.float64), np.ravel(stats["std"]).astype(np.float64)
-    episodes = [
-        entry["stats"][key]
-        for entry in storage.read_jsonl(dataset.root, "meta/episodes_stats.jsonl", missing=True)
-        if key in entry.get("stats", {})
-    ]
-    if episodes:
-        count = np.array([np.ravel(entry["count"])[0] for entry in episodes], dtype=np.float64)[:, None]
-        mean = np.array([np.ravel(entry["mean"]) for entry in episodes], dtype=np.float64)
-        variance = np.array([np.ravel(entry["std"]) for entry in episodes], dtype=np.float64) ** 2
-    else:
-        rows = [read_rows(dataset, row, [key])[key] for row in range(len(dataset.length))]
-        values = [np.asarray(value, dtype=np.float64).reshape(len(value), -1) for value in rows]
-        count = dataset.length.astype(np.float64)[:, None]
-        mean, variance = np.array([v.mean(0) for v in values]), np.array([v.var(0) for v in values])
-    share = count / count.sum()
-    total_mean = (share * mean).sum(0)
-    return total_mean, np.sqrt((share * (variance + (mean - total_mean) ** 2)).sum(0))
+    try:
+        if moments is not None:
+            mean, std = _pool_moments(*moments)
+        elif "mean" in stats and "std" in stats:
+            mean, std = np.ravel(stats["mean"]).astype(np.float64), np.ravel(stats["std"]).astype(np.float64)
+        else:
+            fetch_files(dataset, np.arange(len(dataset.length)))
+            mean, std = _pool_moments(*_row_moments(dataset, key))
+    except (TypeError, ValueError, KeyError) as error:
+        raise DatasetError(f"{dataset.root}/meta: malformed statistics of {key} ({error})") from error
+    return mean, std
 
 
-def read_episode_table(location: str, columns: list[str], episode: int | None) -> pa.Table:
+def read_episode_table(
+    location: str, columns: Sequence[str], episode: int | None, optional: Sequence[str] = ()
+) -> pa.Table:
     """Columns of one episode's rows in a data file, by frame_index. `episode` None takes every row of the file."""
     try:
         with storage.open_input(location) as stream, pq.ParquetFile(stream) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise DatasetError(f"{location}: no column {missing[0]!r}; it has {name_list(file.schema_arrow.names)}")
-            order = [name for name in ("episode_index", "frame_index") if name in file.schema_arrow.names]
+            order = [name for name in (*optional, "episode_index", "frame_index") if name in file.schema_arrow.names]
             groups = _row_groups_of(file, episode)
             table = file.read_row_groups(groups, columns=list(dict.fromkeys([*columns, *order])))
+        if episode is not None and "episode_index" in order:
+            table = table.filter(pc.equal(table["episode_index"], episode))
+        return table.sort_by("frame_index") if "frame_index" in order else table
     except FileNotFoundError:
         raise DatasetError(f"{location}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{location}: not a readable parquet file ({str(error).splitlines()[0]})") from error
-    if episode is not None and "episode_index" in order:
-        table = table.filter(pc.equal(table["episode_index"], episode))
-    return table.sort_by("frame_index") if "frame_index" in order else table
 
 
 def column_array(column: pa.ChunkedArray) -> np.ndarray:
-    """A parquet column of numbers as (L,) or (L, D): LeRobot stores vectors as fixed-size or variable lists."""
+    """A parquet column of numbers as (L,) or (L, D): LeRobot stores vectors as fixed-size or variable lists.
+
+    Raises:
+        ValueError: missing rows, rows of different length, or something other than numbers.
+    """
     array = column.combine_chunks()
-    if not pa.types.is_list(array.type) and not pa.types.is_fixed_size_list(array.type):
-        return array.to_numpy(zero_copy_only=False)
-    flat = array.flatten()
-    while pa.types.is_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
+    flat = array
+    while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
+        if flat.null_count:
+            raise ValueError(f"{flat.null_count} rows are missing")
+        if len(pc.list_value_length(flat).unique()) > 1:
+            raise ValueError("rows differ in length")
         flat = flat.flatten()
-    return flat.to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
+        raise ValueError(f"{flat.type} instead of numbers")
+    if flat.null_count and not pa.types.is_floating(flat.type):
+        raise ValueError(f"{flat.null_count} values are missing")
+    values = flat.to_numpy(zero_copy_only=False)  # a missing float is NaN
+    return values if flat is array else values.reshape(len(array), -1)
 
 
 def _row_groups_of(file: pq.ParquetFile, episode: int | None) -> list[int]:
@@ -127,9 +147,45 @@ def _row_groups_of(file: pq.ParquetFile, episode: int | None) -> list[int]:
 
 
 def _read_task_table(dataset: Dataset) -> dict[int, str]:
-    if dataset.version != "v3.0":
-        return {entry["task_index"]: entry["task"] for entry in storage.read_jsonl(dataset.root, "meta/tasks.jsonl")}
-    with storage.open_input(dataset.location("meta/tasks.parquet")) as stream:
-        table = pq.read_table(stream)
-    text = next(name for name in table.column_names if name != "task_index")
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+    """task_index -> text; empty where the dataset has no table of tasks."""
+    place = "meta/tasks.parquet" if dataset.version == "v3.0" else "meta/tasks.jsonl"
+    try:
+        if dataset.version != "v3.0":
+            entries = storage.read_jsonl(dataset.root, place, missing=True)
+            return {int(entry["task_index"]): str(entry["task"]) for entry in entries}
+        with storage.open_input(dataset.location(place)) as stream:
+            table = pq.read_table(stream)
+        text = next(name for name in table.column_names if name != "task_index")
+        return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+    except FileNotFoundError:
+        return {}
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise DatasetError(f"{dataset.location(place)}: malformed table of tasks ({error!r})") from error
+
+
+def _episode_statistics(dataset: Dataset, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Count (E, 1), mean and variance (E, D) of each episode from episodes_stats.jsonl; None unless all are there."""
+    entries = storage.read_jsonl(dataset.root, "meta/episodes_stats.jsonl", missing=True)
+    stats = [entry["stats"][key] for entry in entries if key in entry.get("stats", {})]
+    if len(stats) != len(dataset.length):
+        return None
+    count = np.array([np.ravel(each["count"])[0] for each in stats], dtype=np.float64)[:, None]
+    mean = np.array([np.ravel(each["mean"]) for each in stats], dtype=np.float64)
+    return count, mean, np.array([np.ravel(each["std"]) for each in stats], dtype=np.float64) ** 2
+
+
+def _row_moments(dataset: Dataset, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same from the rows, one episode in memory at a time."""
+    moments = []
+    for row in range(len(dataset.length)):
+        values = read_rows(dataset, row, [key])[key].astype(np.float64).reshape(int(dataset.length[row]), -1)
+        moments.append((values.mean(0), values.var(0)))
+    mean, variance = (np.array(part) for part in zip(*moments, strict=True))
+    return dataset.length.astype(np.float64)[:, None], mean, variance
+
+
+def _pool_moments(count: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over all episodes, (D,) float64 each."""
+    share = count / count.sum()
+    total = (share * mean).sum(0)
+    return total, np.sqrt((share * (variance + (mean - total) ** 2)).sum(0))

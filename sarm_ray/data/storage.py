@@ -5,21 +5,23 @@ through `write_atomically`.
 """
 
 import contextlib
-import hashlib
 import json
 import os
+import platform
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 import fsspec
+import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from sarm_ray.errors import DatasetError
 
 TEMPORARY_PREFIX = ".tmp-"
+_HOST = platform.node().replace("-", "_") or "localhost"
 
 
 def open_filesystem(location: str) -> tuple[Any, str]:
@@ -54,6 +56,11 @@ def parent(location: str) -> str:
 def exists(location: str) -> bool:
     fs, path = open_filesystem(location)
     return bool(fs.exists(path))
+
+
+def is_folder(location: str) -> bool:
+    fs, path = open_filesystem(location)
+    return bool(fs.isdir(path))
 
 
 def read_bytes(location: str) -> bytes:
@@ -105,8 +112,20 @@ def list_files(location: str) -> dict[str, str]:
     if not fs.exists(root):
         return {}
     root = fs._strip_protocol(root).rstrip("/")
+    if isinstance(fs, LocalFileSystem):
+        return dict(_walk_local(root))
     found = fs.find(root, detail=True).items()
     return {path[len(root) + 1 :]: stamp_of(info) for path, info in found if not _is_temporary(path)}
+
+
+def _walk_local(root: str) -> Iterator[tuple[str, str]]:
+    """Links are followed, and stamped by what they lead to: datasets are often spread over disks that way."""
+    for folder, _, names in os.walk(root, followlinks=True):
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118  # a Path for each of a million files takes minutes
+            if not _is_temporary(path) and os.path.exists(path):  # noqa: PTH110
+                status = os.stat(path)  # noqa: PTH116
+                yield path[len(root) + 1 :], stamp_of({"size": status.st_size, "mtime": status.st_mtime})
 
 
 def stamp_of(info: dict) -> str:
@@ -131,7 +150,7 @@ def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> Non
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
     try:
         with temporary.open("wb") as stream:
             write(stream)
@@ -143,11 +162,14 @@ def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> Non
 
 
 def remove_temporaries(location: str) -> None:
-    """Remove what a killed writer left in a folder that this run alone writes to."""
-    fs, root = open_filesystem(location)
-    for path in fs.find(root) if fs.exists(root) else []:
-        if _is_temporary(path):
-            fs.rm_file(path)
+    """Remove what killed writers of this machine left in a local folder; those that still run keep theirs."""
+    folder = Path(open_filesystem(location)[1])
+    if not is_local(location) or not folder.is_dir():
+        return
+    for path in folder.glob(f"{TEMPORARY_PREFIX}{_HOST}-*"):
+        pid = path.name[len(TEMPORARY_PREFIX) + len(_HOST) + 1 :].split("-", 1)[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            path.unlink(missing_ok=True)
 
 
 def remove_file(location: str) -> None:
@@ -155,12 +177,6 @@ def remove_file(location: str) -> None:
     fs, path = open_filesystem(location)
     with contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
-
-
-def remove_folder(location: str) -> None:
-    fs, path = open_filesystem(location)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
 
 
 def _is_temporary(path: str) -> bool:
@@ -177,11 +193,6 @@ def user_cache() -> str:
     """Where this user's derived files go: $SARM_RAY_CACHE, else $XDG_CACHE_HOME/sarm_ray, else ~/.cache/sarm_ray."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return absolute(os.environ.get("SARM_RAY_CACHE") or f"{base}/sarm_ray")
-
-
-def file_sha256(path: str) -> str:
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_hub_id(name: str) -> bool:

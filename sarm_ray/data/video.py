@@ -5,14 +5,16 @@ a frame of it; nothing is ever found by counting. Row timestamps are not used: t
 wrong in some unsound ones. Image datasets come through the same call.
 """
 
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import av
 import av.error
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import pyarrow as pa
+from PIL import Image
 
 from sarm_ray.data import storage
 from sarm_ray.data.rows import read_episode_table
@@ -28,12 +30,12 @@ class FrameRequest:
     """Frames of one chunk.
 
     Args:
-        episode_index: the episode.
+        episode_index: the episode, for files of images that hold several; None takes the whole file.
         from_timestamp: seconds at which it begins inside its file.
         frames: (k,) int64, ascending, counted inside the episode.
     """
 
-    episode_index: int
+    episode_index: int | None
     from_timestamp: float
     frames: np.ndarray
 
@@ -54,7 +56,8 @@ def read_frames(
         For each request, in order, (k, size, size, 3) uint8 RGB, or the VideoError that kept it from being whole.
     """
     if image_key is not None:
-        yield from (_read_images(location, request, size, image_key) for request in requests)
+        read = functools.lru_cache(maxsize=1)(functools.partial(read_episode_table, location, (image_key,)))
+        yield from (_read_images(read, location, request, size, image_key) for request in requests)
         return
     num_done = 0
     try:
@@ -64,7 +67,7 @@ def read_frames(
                 yield result
     except FileNotFoundError:
         cause = "no such file"
-    except (av.error.FFmpegError, OSError, IndexError) as error:
+    except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
         cause = f"not a readable video ({_reason(error)})"
     for _ in requests[num_done:]:
         yield VideoError(location, None, cause)
@@ -286,9 +289,11 @@ def _drain(context: av.VideoCodecContext) -> Iterator[av.VideoFrame | av.error.F
     context.flush_buffers()
 
 
-def _read_images(location: str, request: FrameRequest, size: int, key: str) -> np.ndarray | VideoError:
+def _read_images(
+    read: Callable[[int | None], pa.Table], location: str, request: FrameRequest, size: int, key: str
+) -> np.ndarray | VideoError:
     try:
-        table = read_episode_table(location, [key], request.episode_index)
+        table = read(request.episode_index)
     except DatasetError as error:
         return VideoError(location, None, str(error))
     has_numbers = "frame_index" in table.column_names
@@ -302,7 +307,7 @@ def _read_images(location: str, request: FrameRequest, size: int, key: str) -> n
         try:
             with Image.open(io.BytesIO(cell["bytes"])) as image:
                 pixels[position] = resize_and_crop(np.array(image.convert("RGB")), size)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError) as error:
+        except (OSError, SyntaxError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
             return VideoError(location, frame, f"not a readable image ({error})")
     return pixels
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
@@ -156,6 +157,7 @@ def open_checkpoint(name: str, folder: str) -> Checkpoint:
             weights.update(hashlib.file_digest(stream, "sha256").digest())
     except OSError as error:
         raise CheckpointError(f"{place}: {error.strerror}: {error.filename}") from error
+    _check_weights(place / "model.safetensors", config)
     normalizer = _read_normalizer(place, config.state_key)
     return Checkpoint(name, str(place), config, normalizer, _read_sidecar(place / SIDECAR), weights.hexdigest())
 
@@ -201,6 +203,23 @@ def _find_folder(name: str, folder: Path) -> Path:
     raise CheckpointError(
         f"{name}: no config.json in it, nor in its pretrained_model or checkpoints/last/pretrained_model"
     )
+
+
+def _check_weights(path: Path, config: SarmConfig) -> None:
+    """Compare names and shapes in the file's header with the config's networks, before any work is done for them."""
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in Sarm(config.shape).state_dict().items()}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{path}: the weights do not fit config.json: {name} should be {expected.get(name, 'absent')}, "
+                f"is {found.get(name, 'absent')}"
+            )
 
 
 def _read_config(path: Path) -> SarmConfig:

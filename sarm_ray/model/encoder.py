@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from sarm_ray.errors import EncoderError, name_list
 
@@ -82,6 +82,12 @@ def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
     weights = next((Path(folder) / file for file in WEIGHT_FILES if (Path(folder) / file).exists()), None)
     if config.model_type != "clip" or weights is None:
         raise EncoderError(f"{name}: not a CLIP model with weights ({' or '.join(WEIGHT_FILES)}) in {folder}")
+    if weights.suffix == ".safetensors":
+        try:
+            with safe_open(weights, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise EncoderError(f"{name}: {weights} is not a readable safetensors file ({error})") from error
     vision: Any = config.vision_config
     size, dim = int(vision.image_size), int(config.projection_dim or 0)
     return EncoderInfo(name, folder, size, dim, dim, _file_hash(weights), bf16=True)

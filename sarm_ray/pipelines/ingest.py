@@ -18,23 +18,24 @@ import ray
 from sarm_ray.console import Progress
 from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, Chunks, count_frames, frames_of, plan_chunks
 from sarm_ray.core.windows import Window, bitmaps_by_length, needed_frames
+from sarm_ray.data import storage
 from sarm_ray.data.features import (
     SCHEMA,
     FeatureKey,
     FeatureStore,
     StoreIndex,
     commit_features,
+    compact_parts,
     describe_store,
     fingerprint_sources,
     held_frames,
-    merge_parts,
     open_store,
     plan_compaction,
     read_index,
 )
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.data.video import FrameRequest, read_frames
-from sarm_ray.errors import VideoError
+from sarm_ray.errors import DatasetError, VideoError
 from sarm_ray.model.encoder import EncoderInfo, load_image_encoder
 from sarm_ray.pipelines.runtime import (
     ARROW,
@@ -42,8 +43,8 @@ from sarm_ray.pipelines.runtime import (
     actor_options,
     commit_options,
     decode_options,
-    device_of_actor,
     jobs_dataset,
+    prepare_actor,
     stream_rows,
 )
 
@@ -73,6 +74,10 @@ class IngestPlan:
     missing: np.ndarray
     layout: np.ndarray
     source: np.ndarray
+
+    def rows_to_read(self) -> np.ndarray:
+        """Episodes of which a frame is missing, as positions in the dataset's table."""
+        return np.unique(self.chunks.row[self.missing.any(axis=1)])
 
     def index(self) -> StoreIndex:
         """What the store holds now."""
@@ -147,6 +152,7 @@ def ingest(plan: IngestPlan, cluster: Cluster, quiet: bool = False) -> IngestRep
     report = IngestReport(num_needed=int(count_frames(plan.needed).sum()))
     if not plan.missing.any():
         return report
+    storage.remove_temporaries(plan.store.location)
     describe_store(plan.store, plan.key)
     progress = Progress("encode", int(count_frames(plan.missing).sum()), quiet)
     for status in stream_rows(encode_pipeline(plan, cluster)):
@@ -160,17 +166,36 @@ def ingest(plan: IngestPlan, cluster: Cluster, quiet: bool = False) -> IngestRep
             episode = int(plan.dataset.episode_index[plan.chunks.row[chunk]])
             report.failures.append(ChunkFailure(episode, plan.camera, start, stop, status["error"], status["message"]))
         progress.add(status["num_frames"])
-    merge = ray.remote(num_cpus=0)(merge_parts)
-    ray.get([merge.remote(plan.store, names) for names in plan_compaction(plan.store)])
+    compact = ray.remote(num_cpus=1)(compact_parts)
+    ray.get([compact.remote(plan.store, names) for names in plan_compaction(plan.store)])
+    check_store(plan, report)
     report.seconds = progress.finish()
     return report
+
+
+def check_store(plan: IngestPlan, report: IngestReport) -> None:
+    """Every needed frame is in the store by now, or its chunk is among the failures."""
+    absent = (plan.needed & ~held_frames(plan.index(), len(plan.chunks))).any(axis=1)
+    failed = {(failure.episode_index, failure.start) for failure in report.failures}
+    for chunk in np.flatnonzero(absent).tolist():
+        episode, start = int(plan.dataset.episode_index[plan.chunks.row[chunk]]), int(plan.chunks.start[chunk])
+        if (episode, start) not in failed:
+            raise DatasetError(
+                f"{plan.store.location}: features of episode {episode}, frames {start} and on, were written but are not "
+                "there for this process; give a --cache that all nodes reach"
+            )
 
 
 def encode_pipeline(plan: IngestPlan, cluster: Cluster) -> ray.data.Dataset:
     """The chain. Rows in: plan_jobs; rows out: chunk, num_frames, error, message, decode_cpu_s, encode_cpu_s."""
     jobs = plan_jobs(plan)
     chunk_bytes = CHUNK_FRAMES * plan.encoder.image_size**2 * 3
-    encoder = {"info": plan.encoder, "precision": plan.key.precision, "dtype": plan.store.dtype}
+    encoder = {
+        "info": plan.encoder,
+        "precision": plan.key.precision,
+        "dtype": plan.store.dtype,
+        "device": cluster.device,
+    }
     return (
         jobs_dataset(jobs, block_bytes=chunk_bytes)
         .map_batches(decode_job, batch_size=1, **ARROW, **decode_options(cluster, jobs.num_rows))
@@ -210,6 +235,7 @@ def plan_jobs(plan: IngestPlan) -> pa.Table:
                 "image_key": None if dataset.is_video(plan.camera) else plan.camera,
                 "fps": dataset.fps,
                 "size": plan.encoder.image_size,
+                "several_episodes": dataset.version == "v3.0",
                 "chunk": own,
                 "episode_index": dataset.episode_index[rows],
                 "start": chunks.start[own],
@@ -228,6 +254,7 @@ JOB_SCHEMA = pa.schema(
         ("image_key", pa.string()),
         ("fps", pa.float64()),
         ("size", pa.int64()),
+        ("several_episodes", pa.bool_()),
         ("chunk", pa.list_(pa.int64())),
         ("episode_index", pa.list_(pa.int64())),
         ("start", pa.list_(pa.int64())),
@@ -250,7 +277,7 @@ def decode_job(jobs: pa.Table) -> Iterator[pa.Table]:
     for job in jobs.to_pylist():
         started = time.process_time()
         requests = [
-            FrameRequest(episode, from_timestamp, frames_of(frames, start))
+            FrameRequest(episode if job["several_episodes"] else None, from_timestamp, frames_of(frames, start))
             for episode, from_timestamp, frames, start in zip(
                 job["episode_index"], job["from_timestamp"], job["frames"], job["start"], strict=True
             )
@@ -271,9 +298,10 @@ def decode_job(jobs: pa.Table) -> Iterator[pa.Table]:
 class FrameEncoder:
     """Rows of decode_job in; the same chunks out, with features (k, D) of the stored dtype as bytes."""
 
-    def __init__(self, info: EncoderInfo, precision: str, dtype: str):
+    def __init__(self, info: EncoderInfo, precision: str, dtype: str, device: str):
+        prepare_actor(device)
         self.size, self.dtype = info.image_size, dtype
-        self.encode = load_image_encoder(info, precision, device_of_actor())
+        self.encode = load_image_encoder(info, precision, device)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         started = time.process_time()

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from sarm_ray.console import divert_native_stderr
+from sarm_ray.errors import ConfigError, EncoderError, SarmRayError
 
 LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 MAX_BLOCKS = 2000
@@ -24,6 +26,9 @@ ARROW: dict[str, Any] = {"batch_format": "pyarrow"}
 # and the small tasks around them (decode, commit) are scheduled on that.
 CPU_ACTOR_SHARE = 0.9
 SMALL_TASK_SHARE = 0.04
+
+# With GPUs an actor claims little of a core, so that decoding finds one on a machine with as many GPUs as cores.
+GPU_ACTOR_CPUS = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,11 @@ def connect(address: str | None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with divert_native_stderr():
         if address or os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, logging_level=logging.ERROR)
+            try:
+                ray.init(address=address, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError) as error:
+                where = address or os.environ["RAY_ADDRESS"]
+                raise ConfigError(f"no Ray cluster answers at {where} ({str(error).splitlines()[0]})") from error
         else:
             _start_local()
         try:
@@ -79,7 +88,7 @@ def actor_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
     most = max(1, min(cluster.num_actors, num_jobs))
     options: dict[str, Any] = {"compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most)}
     if cluster.num_gpus:
-        return {**options, "num_gpus": 1, "num_cpus": 1}
+        return {**options, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
     return {**options, "num_cpus": CPU_ACTOR_SHARE}
 
 
@@ -123,18 +132,36 @@ def jobs_dataset(jobs: pa.Table, block_bytes: int, rows_per_block: int = 1) -> D
 
 def stream_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """Rows of small results as they come."""
-    with DataContext.current(dataset.context):
-        yield from dataset.iter_rows()
+    try:
+        with DataContext.current(dataset.context):
+            yield from dataset.iter_rows()
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SarmRayError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
 
 
-def device_of_actor() -> str:
-    """`cuda` where Ray gave this process a GPU; else `cpu`, on one thread (many processes beat many threads)."""
+def prepare_actor(device: str) -> None:
+    """Make this process fit to run a network: on a CPU with one thread (many processes beat many threads); on a GPU
+    without TF32, so that fp32 means fp32.
+
+    Raises:
+        EncoderError: the cluster has GPUs, but this node's torch cannot use one.
+    """
     import torch
 
-    if ray.get_gpu_ids() and torch.cuda.is_available():
-        return "cuda"
-    torch.set_num_threads(1)
-    return "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)
+    elif not torch.cuda.is_available():
+        raise EncoderError(
+            f"torch {torch.__version__} on node {platform.node()} sees no GPU; install a CUDA build there"
+        )
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _start_local() -> None:
@@ -164,6 +191,6 @@ def _survey() -> Cluster:
 def _has_bf16() -> bool:
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if ray.get_gpu_ids():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -16,13 +16,14 @@ import pyarrow as pa
 import ray
 
 from sarm_ray.config import ScoreConfig
-from sarm_ray.console import Progress, duration, note
+from sarm_ray.console import Progress, tell
 from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, count_frames, frames_of
 from sarm_ray.core.windows import Window, window_slots
 from sarm_ray.data import progress_io, storage
 from sarm_ray.data.features import StoreIndex, read_chunk
+from sarm_ray.data.lerobot import fetch_files
 from sarm_ray.data.rows import read_rows
-from sarm_ray.errors import DatasetError
+from sarm_ray.errors import DatasetError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
 from sarm_ray.model.encoder import encode_texts
 from sarm_ray.model.scorer import Scorer
@@ -33,68 +34,14 @@ from sarm_ray.pipelines.runtime import (
     actor_options,
     commit_options,
     connect,
-    device_of_actor,
     jobs_dataset,
+    prepare_actor,
     stream_rows,
 )
-from sarm_ray.pipelines.score_plan import ScorePlan, describe_plan, plan_score
+from sarm_ray.pipelines.score_plan import ScorePlan, plan_score
+from sarm_ray.pipelines.score_report import ScoreReport, describe_plan
 
 MAX_CHUNKS_PER_BLOCK = 8
-
-
-@dataclass(frozen=True)
-class ScoreReport:
-    """What a run did.
-
-    Args:
-        output: the progress file.
-        num_frames: rows in it.
-        num_scored: frames computed, the others being interpolated or taken from a run that was cut off.
-        num_decoded, num_cached: frames decoded and encoded now, and frames that the store had.
-        num_nan: rows without progress, per head.
-        failures: chunks that could not be read or scored.
-        seconds: per phase and in total.
-        cpu_s: CPU time of decode, encode and score workers.
-        frames_per_s: num_frames over the total.
-        frames_per_cpu_s: num_scored over the workers' CPU time; None where nothing was left to do.
-    """
-
-    output: str
-    num_frames: int
-    num_scored: int
-    num_decoded: int
-    num_cached: int
-    num_nan: dict[str, int]
-    failures: list[ChunkFailure]
-    seconds: dict[str, float]
-    cpu_s: dict[str, float]
-    frames_per_s: float
-    frames_per_cpu_s: float | None
-
-    def describe(self) -> str:
-        """What a person wants to know at the end."""
-        phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items())
-        rate = f"{self.frames_per_s:.1f} frames/s"
-        if self.frames_per_cpu_s is not None:
-            rate += f", {self.frames_per_cpu_s:.1f} per CPU-second of the workers"
-        lines = [
-            f"{self.output}",
-            f"  {self.num_frames:,} frames: {self.num_decoded:,} decoded, {self.num_cached:,} from the store, "
-            f"{self.num_scored:,} scored, {len(self.failures):,} chunks failed",
-            f"  {rate}; {phases}",
-        ]
-        for head, num_nan in self.num_nan.items():
-            if num_nan:
-                lines.append(f"  {num_nan:,} rows of progress_{head} are NaN")
-        if self.failures:
-            first = self.failures[0]
-            lines.append(
-                f"  failed: episode {first.episode_index}, frames {first.start} to {first.stop - 1}: {first.message}"
-            )
-            lines.append(
-                f"  all of them: {self.output}.run/failed.parquet; mend the files and run again with --overwrite"
-            )
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -107,6 +54,7 @@ class ScoreJob:
     heads: tuple[str, ...]
     window: Window
     precision: str
+    device: str
     state_key: str
     normalizer: StateNormalizer
     texts: dict[int, np.ndarray]
@@ -123,12 +71,17 @@ def score(config: ScoreConfig, quiet: bool = False) -> ScoreReport | None:
         plan = plan_score(config, cluster)
         if not quiet:
             describe_plan(plan, cluster)
+            tell(plan.notices)
         if config.dry_run:
             return None
-        storage.remove_temporaries(plan.run_folder)
+        for folder in (storage.parent(plan.output), plan.run_folder, plan.parts_folder):
+            storage.remove_temporaries(folder)
         plan.write_config(config)
+        fetch_files(plan.ingest.dataset, plan.ingest.rows_to_read(), plan.ingest.camera)
         ingested = ingest(plan.ingest, cluster, quiet)
         scored = score_missing(plan, cluster, quiet)
+        if not quiet:
+            tell(scored.notices())
         report = _finish(plan, ingested, scored, started)
     progress_io.write_json(storage.join(plan.run_folder, "summary.json"), asdict(report))
     return report
@@ -141,8 +94,23 @@ class ScoredChunks:
     num_scored: int = 0
     failures: list[ChunkFailure] = field(default_factory=list)
     strange_dimensions: set[int] = field(default_factory=set)
+    misplaced_episodes: set[int] = field(default_factory=set)
     seconds: float = 0.0
     cpu_s: float = 0.0
+
+    def notices(self) -> list[str]:
+        notices = []
+        if self.strange_dimensions:
+            numbers = name_list(map(str, sorted(self.strange_dimensions)))
+            notices.append(
+                f"state dimensions {numbers} vary although constant in training, or lie beyond 10 sigma of it"
+            )
+        if self.misplaced_episodes:
+            numbers = name_list(map(str, sorted(self.misplaced_episodes)), limit=5)
+            notices.append(
+                f"the index column of episodes {numbers} does not count rows from the dataset's start; the output's does"
+            )
+        return notices
 
 
 def score_missing(plan: ScorePlan, cluster: Cluster, quiet: bool = False) -> ScoredChunks:
@@ -156,12 +124,12 @@ def score_missing(plan: ScorePlan, cluster: Cluster, quiet: bool = False) -> Sco
         done.num_scored += status["num_frames"]
         done.cpu_s += status["cpu_s"]
         done.strange_dimensions.update(status["strange_dimensions"])
+        if status["misplaced"]:
+            chunk_row = plan.ingest.chunks.row[status["chunk"]]
+            done.misplaced_episodes.add(int(plan.ingest.dataset.episode_index[chunk_row]))
         if status["error"] is not None:
             done.failures.append(_failure(plan.ingest, status))
         progress.add(status["num_frames"])
-    if done.strange_dimensions:
-        numbers = ", ".join(map(str, sorted(done.strange_dimensions)))
-        note(f"state dimensions {numbers} vary although constant in training, or lie beyond 10 sigma of it")
     done.seconds = progress.finish()
     return done
 
@@ -170,7 +138,7 @@ def score_pipeline(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ray.d
     """The chain. Rows in: chunk, frames; rows out: chunk, num_frames, error, message, strange_dimensions, cpu_s."""
     frames = pa.array([bitmap.tobytes() for bitmap in plan.computed[todo]], type=pa.binary(BITMAP_BYTES))
     jobs = pa.table({"chunk": todo, "frames": frames})
-    job = ray.put(_score_job(plan, todo))
+    job = ray.put(_score_job(plan, cluster, todo))
     # neighbouring chunks share the features around their border, so they go to one actor where there is enough for all
     rows_per_block = min(max(len(todo) // (4 * cluster.num_actors), 1), MAX_CHUNKS_PER_BLOCK)
     num_blocks = -(-len(todo) // rows_per_block)
@@ -197,7 +165,8 @@ class ChunkScorer:
     def __init__(self, job: ray.ObjectRef):
         own: ScoreJob = ray.get(job)
         self.job = own
-        self.scorer = Scorer(own.checkpoint, own.heads, own.window.readout_slot, own.precision, device_of_actor())
+        prepare_actor(own.device)
+        self.scorer = Scorer(own.checkpoint, own.heads, own.window.readout_slot, own.precision, own.device)
         self.index = own.index
         self.read_chunk = functools.lru_cache(maxsize=16)(self._read_chunk)
         self.read_states = functools.lru_cache(maxsize=2)(self._read_states)
@@ -216,12 +185,12 @@ class ChunkScorer:
         features, present = self._read_features(row, used)
         error, message = None, None
         try:
-            states, finite, strange = self.read_states(row)
+            states, finite, strange, misplaced = self.read_states(row)
         except DatasetError as failure:
             error, message = type(failure).__name__, str(failure)
             length = int(dataset.length[row])
             states = np.zeros((length, self.job.checkpoint.config.max_state_dim), dtype=np.float32)
-            finite, strange = np.zeros(length, dtype=bool), []
+            finite, strange, misplaced = np.zeros(length, dtype=bool), [], False
         positions = positions.reshape(slots.shape)
         whole = (present & finite[used])[positions].all(axis=1)
         scores = self.scorer.score(features, states[used], self.job.texts[row], positions, whole)
@@ -239,6 +208,7 @@ class ChunkScorer:
             "error": error,
             "message": message,
             "strange_dimensions": strange,
+            "misplaced": misplaced,
             "cpu_s": time.process_time() - started,
         }
 
@@ -261,17 +231,21 @@ class ChunkScorer:
             self.index = self.job.features.index()
             return read_chunk(self.job.features.store, self.index, chunk)
 
-    def _read_states(self, row: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """An episode's states, normalised and padded (L, S), which are finite (L,), and dimensions that look strange."""
+    def _read_states(self, row: int) -> tuple[np.ndarray, np.ndarray, list[int], bool]:
+        """An episode's states, normalised and padded (L, S), which are finite (L,), dimensions that look strange, and
+        whether its index column says other than the metadata.
+        """
         config, normalizer, dataset = self.job.checkpoint.config, self.job.normalizer, self.job.features.dataset
-        states = read_rows(dataset, row, [self.job.state_key])[self.job.state_key]
+        values = read_rows(dataset, row, [self.job.state_key], optional=["index"])
+        states, index = values[self.job.state_key], values.get("index")
+        misplaced = index is not None and bool((index != dataset.from_index[row] + np.arange(len(index))).any())
         states = states.reshape(len(states), -1).astype(np.float32)
         if states.shape[1] != len(normalizer.mean):
             path = dataset.data_files.path(row)
             raise DatasetError(f"{path}: {self.job.state_key} is {states.shape[1]} wide, not {len(normalizer.mean)}")
         finite = np.isfinite(states).all(axis=1)
         strange = normalizer.strange_dimensions(states[finite]) if finite.any() else np.zeros(0, dtype=np.int64)
-        return normalizer.apply(np.nan_to_num(states), config.max_state_dim), finite, strange.tolist()
+        return normalizer.apply(np.nan_to_num(states), config.max_state_dim), finite, strange.tolist(), misplaced
 
 
 def scored_schema(heads: tuple[str, ...]) -> pa.Schema:
@@ -280,6 +254,7 @@ def scored_schema(heads: tuple[str, ...]) -> pa.Schema:
         ("error", pa.string()),
         ("message", pa.string()),
         ("strange_dimensions", pa.list_(pa.int64())),
+        ("misplaced", pa.bool_()),
         ("cpu_s", pa.float64()),
     ]
     return pa.schema([*progress_io.part_schema(heads), *(pa.field(*f) for f in outcome)])
@@ -293,7 +268,7 @@ def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
     return np.array([number for number, key in enumerate(planned) if key not in done], dtype=np.int64)
 
 
-def _score_job(plan: ScorePlan, todo: np.ndarray) -> ScoreJob:
+def _score_job(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ScoreJob:
     ingest_plan = plan.ingest
     rows = np.unique(ingest_plan.chunks.row[todo])
     text_of_row = dict(zip(ingest_plan.rows.tolist(), plan.texts, strict=True))
@@ -306,6 +281,7 @@ def _score_job(plan: ScorePlan, todo: np.ndarray) -> ScoreJob:
         heads=plan.heads,
         window=plan.window,
         precision=plan.precision,
+        device=cluster.device,
         state_key=plan.state_key,
         normalizer=plan.normalizer,
         texts={row: by_text[text_of_row[row]] for row in rows.tolist()},
@@ -335,12 +311,14 @@ def _finish(plan: ScorePlan, ingested: IngestReport, scored: ScoredChunks, start
                 num_nan[head] += int(np.isnan(table[f"progress_{head}"].to_numpy()).sum())
             yield table
 
+    probabilities = storage.join(run, "stage_probabilities.parquet")
+    storage.remove_file(probabilities)  # one of an earlier run would not belong to this output
     if plan.stage_probabilities:
-        progress_io.write_probabilities(storage.join(run, "stage_probabilities.parquet"), plan.heads, tables)
+        progress_io.write_probabilities(probabilities, plan.heads, tables)
         num_nan = dict.fromkeys(plan.heads, 0)
     schema = progress_io.progress_schema(plan.heads, plan.metadata)
     num_frames = progress_io.write_progress(plan.output, tables, schema)
-    storage.remove_folder(plan.parts_folder)
+    progress_io.remove_parts(run)
     total = time.monotonic() - started
     cpu_s = {"decode": ingested.decode_cpu_s, "encode": ingested.encode_cpu_s, "score": scored.cpu_s}
     phases = {"encode": ingested.seconds, "score": scored.seconds, "merge": time.monotonic() - merge_started}
@@ -352,6 +330,7 @@ def _finish(plan: ScorePlan, ingested: IngestReport, scored: ScoredChunks, start
         num_decoded=ingested.num_encoded,
         num_cached=int(count_frames(plan.ingest.needed & ~plan.ingest.missing).sum()),
         num_nan=num_nan,
+        notices=(*plan.notices, *scored.notices()),
         failures=failures,
         seconds={**phases, "total": total},
         cpu_s=cpu_s,

@@ -2,42 +2,43 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sarm_ray import __version__
 from sarm_ray.config import ScoreConfig, dump_config
-from sarm_ray.console import note, say, size
 from sarm_ray.core.episodes import count_frames, parse_selection
 from sarm_ray.core.windows import (
     Window,
     bitmaps_by_length,
     cheaper_stride,
     computed_mask,
-    gap_in_frames,
 )
 from sarm_ray.data import progress_io, storage
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
-from sarm_ray.data.rows import episode_texts, state_statistics
+from sarm_ray.data.rows import episode_texts
 from sarm_ray.errors import (
-    CheckpointError,
     ConfigError,
     DatasetError,
-    EncoderError,
     OutputExistsError,
     name_list,
-    nearest,
 )
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoint
-from sarm_ray.model.encoder import CLIP, EFFICIENTNET, WEIGHT_FILES, EncoderInfo, describe_encoder
 from sarm_ray.pipelines.ingest import IngestPlan, plan_ingest
 from sarm_ray.pipelines.runtime import Cluster
+from sarm_ray.pipelines.score_inputs import (
+    choose_camera,
+    choose_encoder,
+    choose_heads,
+    choose_normalizer,
+    choose_window,
+    has_files,
+    model_folder,
+)
 
 PROGRESS_FILE = "sarm_progress.parquet"
-CHECKPOINT_FILES = ["config.json", "model.safetensors", "*normalizer*.safetensors", "sarm_ray.json"]
-CLIP_FILES = ["config.json", "*token*", "vocab.json", "merges.txt"]
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,24 @@ class ScorePlan:
             "state": [self.state_key, self.normalizer.mean.tolist(), self.normalizer.std.tolist()],
             "texts": self.texts,
             "rows": data.rows.tolist(),
+            "videos": data.source[data.rows].tolist(),
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return storage.join(self.run_folder, f"parts-{digest}")
+        return storage.join(self.run_folder, f"{progress_io.PARTS_PREFIX}{digest}")
 
     def write_config(self, config: ScoreConfig) -> None:
-        progress_io.write_text(storage.join(self.run_folder, "config.yaml"), dump_config(config))
+        """What is run, with what was left open filled in: `--config` takes it."""
+        data = self.ingest
+        resolved = replace(
+            config,
+            output=self.output,
+            image_key=data.camera,
+            state_key=self.state_key,
+            state_stats=self.state_source,  # type: ignore[arg-type]
+            encoder=data.encoder.name,
+            precision="bf16" if self.precision == "bf16" else config.precision,
+        )
+        progress_io.write_text(storage.join(self.run_folder, "config.yaml"), dump_config(resolved))
 
 
 def plan_score(config: ScoreConfig, cluster: Cluster) -> ScorePlan:
@@ -106,20 +119,20 @@ def plan_score(config: ScoreConfig, cluster: Cluster) -> ScorePlan:
         SarmRayError: naming what does not exist or does not fit, and the way out.
     """
     dataset = open_dataset(config.dataset, config.revision)
-    checkpoint = open_checkpoint(config.model, _model_folder(config.model))
+    checkpoint = open_checkpoint(config.model, model_folder(config.model))
     notices = list(dataset.notices)
     output = _place_output(config, dataset)
     camera = choose_camera(dataset, config.image_key, checkpoint)
-    empty = [key for key in dataset.cameras if key != camera and not _has_files(dataset, key)]
+    empty = [key for key in dataset.cameras if key != camera and not has_files(dataset, key)]
     if empty:
         notices.append(f"meta/info.json declares {name_list(empty)}, of which there are no files; {camera} is scored")
     rows = _select_episodes(config, dataset)
-    fetch_files(dataset, rows, camera)
+    fetch_files(dataset, rows)
     encoder = choose_encoder(config.encoder, checkpoint, notices)
     state_key = config.state_key or checkpoint.config.state_key
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
-    window = _choose_window(dataset, checkpoint, notices)
-    heads = _choose_heads(config.head_mode, checkpoint, notices)
+    window = choose_window(dataset, checkpoint, notices)
+    heads = choose_heads(config.head_mode, checkpoint, notices)
     precision = config.precision if config.precision != "auto" else ("bf16" if cluster.bf16 else "fp32")
     data = plan_ingest(
         dataset,
@@ -161,120 +174,6 @@ def plan_score(config: ScoreConfig, cluster: Cluster) -> ScorePlan:
     )
 
 
-def describe_plan(plan: ScorePlan, cluster: Cluster) -> None:
-    """The plan on screen."""
-    data, dataset, config = plan.ingest, plan.ingest.dataset, plan.checkpoint.config
-    num_frames, stages = int(dataset.length[data.rows].sum()), plan.checkpoint.config.shape.num_stages
-    needed, missing = int(count_frames(data.needed).sum()), int(count_frames(data.missing).sum())
-    bytes_per_frame = data.key.feature_dim * np.dtype(data.store.dtype).itemsize
-    window = f"{plan.window.kind}, {plan.window.num_slots} frames {plan.window.frame_gap} apart"
-    heads = ", ".join(f"{head} ({stages(head)} stages)" for head in plan.heads)
-    lines = {
-        "dataset": f"{dataset.root} (LeRobot {dataset.version}, {dataset.fps:g} fps)",
-        "episodes": f"{len(data.rows):,} of {len(dataset.length):,}, {num_frames:,} frames",
-        "camera": data.camera,
-        "model": f"{plan.checkpoint.folder} ({config.annotation_mode}; {heads}; window {window}; {plan.precision})",
-        "encoder": f"{data.encoder.name} ({data.key.precision}, stored as {data.store.dtype})",
-        "state": f"{plan.state_key}, {len(plan.normalizer.mean)} wide, statistics of the {plan.state_source}",
-        "scored": f"{int(count_frames(plan.computed).sum()):,} frames, stride {plan.stride}",
-        "features": f"{needed:,} frames needed, {needed - missing:,} in the store, {missing:,} to decode and encode in "
-        f"{int(data.missing.any(axis=1).sum()):,} chunks, {size(missing * bytes_per_frame)}",
-        "store": data.store.location,
-        "workers": f"up to {cluster.num_actors} on {cluster.describe()}",
-        "output": plan.output,
-    }
-    for name, text in lines.items():
-        say(f"{name:<9} {text}")
-    for text in plan.notices:
-        note(text)
-
-
-def choose_camera(dataset: Dataset, wanted: str | None, checkpoint: Checkpoint) -> str:
-    """The camera to score: the given one, else the one the model was trained on, else the only one that has files."""
-    if wanted is not None:
-        if wanted not in dataset.cameras:
-            hint = nearest(wanted, dataset.cameras)
-            raise DatasetError(f"{dataset.name}: no camera {wanted!r}{hint}; it has {name_list(dataset.cameras)}")
-        return wanted
-    trained = checkpoint.sidecar.image_keys if checkpoint.sidecar else [checkpoint.config.image_key]
-    filled = [camera for camera in dataset.cameras if _has_files(dataset, camera)] or list(dataset.cameras)
-    for camera in (*trained, *(filled if len(filled) == 1 else ())):
-        if camera in filled:
-            return camera
-    raise DatasetError(
-        f"{dataset.name}: the model was trained on {name_list(trained)}, the dataset has {name_list(filled)}; "
-        "choose with --image-key"
-    )
-
-
-def choose_encoder(wanted: str | None, checkpoint: Checkpoint, notices: list[str]) -> EncoderInfo:
-    """The checkpoint's encoder. One without our sidecar counts as LeRobot's CLIP, and --encoder may replace that."""
-    sidecar, config = checkpoint.sidecar, checkpoint.config
-    name = wanted or (sidecar.encoder if sidecar else CLIP)
-    encoder = describe_encoder(name, None if name == EFFICIENTNET else _encoder_folder(name))
-    if sidecar and encoder.weights != sidecar.encoder_weights:
-        raise EncoderError(
-            f"{checkpoint.name} was trained on features of {sidecar.encoder}; {name} is another encoder. Leave --encoder out"
-        )
-    if (encoder.image_dim, encoder.text_dim) != (config.image_dim, config.text_dim):
-        raise EncoderError(
-            f"{name} makes features of {encoder.image_dim} (image) and {encoder.text_dim} (text) numbers; {checkpoint.name} "
-            f"takes {config.image_dim} and {config.text_dim}. Give the encoder it was trained with: --encoder"
-        )
-    if wanted and not sidecar and wanted != CLIP:
-        notices.append(f"the checkpoint does not record its encoder; {wanted} takes the place of LeRobot's {CLIP}")
-    return encoder
-
-
-def choose_normalizer(
-    wanted: str | None, dataset: Dataset, checkpoint: Checkpoint, state_key: str, notices: list[str]
-) -> tuple[StateNormalizer, str]:
-    """State statistics and where they are from: the checkpoint, or (asked for, or for want of those) the dataset."""
-    if state_key not in dataset.features:
-        vectors = [key for key, spec in dataset.features.items() if str(spec.get("dtype", "")).startswith("float")]
-        raise DatasetError(
-            f"{dataset.name}: no state {state_key!r}{nearest(state_key, vectors)}; it has {name_list(vectors)}. "
-            "Choose with --state-key"
-        )
-    width = int(np.prod(dataset.features[state_key].get("shape") or [1]))
-    if wanted == "checkpoint" and checkpoint.normalizer is None:
-        raise CheckpointError(f"{checkpoint.name} has no state statistics; use --state-stats dataset")
-    if wanted != "dataset" and checkpoint.normalizer is not None:
-        recorded = len(checkpoint.normalizer.mean)
-        if recorded != width:
-            raise DatasetError(
-                f"{dataset.name}: {state_key} is {width} wide, the model was trained on {recorded}. Choose the right state "
-                "with --state-key, or give --state-stats dataset if the width alone differs"
-            )
-        return checkpoint.normalizer, "checkpoint"
-    if wanted is None:
-        notices.append("the checkpoint has no state statistics; the scored dataset's are used, as LeRobot does")
-    mean, std = state_statistics(dataset, state_key)
-    if len(mean) != width:
-        raise DatasetError(f"{dataset.name}: {state_key} is {width} wide, its statistics have {len(mean)} numbers")
-    return StateNormalizer(mean.astype(np.float32), std.astype(np.float32)), "dataset"
-
-
-def _choose_window(dataset: Dataset, checkpoint: Checkpoint, notices: list[str]) -> Window:
-    trained_fps = checkpoint.sidecar.fps if checkpoint.sidecar else None
-    trained_gap = checkpoint.config.frame_gap
-    gap = gap_in_frames(trained_gap, trained_fps, dataset.fps)
-    if gap != trained_gap:
-        notices.append(
-            f"trained at {trained_fps:g} fps with {trained_gap} frames between slots; at {dataset.fps:g} fps that is {gap}"
-        )
-    return checkpoint.window(gap)
-
-
-def _choose_heads(head_mode: str, checkpoint: Checkpoint, notices: list[str]) -> tuple[str, ...]:
-    wanted = ("sparse", "dense") if head_mode == "both" else (head_mode,)
-    trained = checkpoint.config.heads
-    if not set(wanted) <= set(trained):
-        notices.append(f"the checkpoint has the {trained[0]} head alone; it is scored instead of {head_mode}")
-        return trained
-    return wanted
-
-
 def _select_episodes(config: ScoreConfig, dataset: Dataset) -> np.ndarray:
     if config.episodes is None:
         return np.arange(len(dataset.length))
@@ -292,36 +191,11 @@ def _place_output(config: ScoreConfig, dataset: Dataset) -> str:
         output = storage.join(dataset.root, PROGRESS_FILE)
     else:
         output = str(Path.cwd() / dataset.name.rsplit("/", 1)[-1] / PROGRESS_FILE)
+    if storage.is_folder(output):
+        raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{PROGRESS_FILE}")
     if storage.exists(output) and not config.overwrite and not config.dry_run:
         raise OutputExistsError(f"{output} exists; replace it with --overwrite, or choose another --output")
     return output
-
-
-def _model_folder(name: str) -> str:
-    local = Path(name).expanduser()
-    if local.exists() or not storage.is_hub_id(name):
-        if not local.is_dir():
-            raise CheckpointError(f"{name}: no such folder")
-        return str(local.resolve())
-    return storage.download_from_hub(name, CHECKPOINT_FILES, None, "model")
-
-
-def _encoder_folder(name: str) -> str:
-    local = Path(name).expanduser()
-    if local.exists() or not storage.is_hub_id(name):
-        if not local.is_dir():
-            raise EncoderError(f"{name}: no such folder; known by name: {EFFICIENTNET}, {CLIP}")
-        return str(local.resolve())
-    folder = storage.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[0]], None, "model")
-    if not (Path(folder) / WEIGHT_FILES[0]).exists():
-        folder = storage.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[1]], None, "model")
-    return folder
-
-
-def _has_files(dataset: Dataset, camera: str) -> bool:
-    if dataset.is_video(camera) and camera not in dataset.videos:
-        return False
-    return any(path in dataset.files for path in dataset.camera_files(camera).paths)
 
 
 def _check_sources(data: IngestPlan, notices: list[str]) -> None:
@@ -329,7 +203,7 @@ def _check_sources(data: IngestPlan, notices: list[str]) -> None:
     gone = [path for path in dataset.camera_files(data.camera).paths if path not in dataset.files]
     if not gone:
         return
-    if data.missing.any() and not _has_files(dataset, data.camera):
+    if data.missing.any() and not has_files(dataset, data.camera):
         raise DatasetError(
             f"{dataset.name}: camera {data.camera} has no files under {dataset.root} ({gone[0]} is not there)"
         )
@@ -346,9 +220,9 @@ def _advise_stride(data: IngestPlan, stride: int, window: Window, notices: list[
 
 
 def _fingerprint(data: IngestPlan) -> str:
-    """What the run's rows were made from: layout of its episodes and stamps of their data files."""
+    """What the run's rows were made from: layout of its episodes, stamps of their videos and data files."""
     dataset = data.dataset
     stamps = [dataset.files.get(path, "") for path in dataset.data_files.paths]
-    digest = hashlib.sha256(data.layout[data.rows].tobytes())
+    digest = hashlib.sha256(data.layout[data.rows].tobytes() + data.source[data.rows].tobytes())
     digest.update(json.dumps(stamps).encode())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""`sarm-ray bench score` runs the real thing on full-size networks; its figures must agree with each other; none is timed."""
+"""`sarm-ray bench score` runs on full-size networks; its figures must agree with each other, and none is timed."""
 
 import json
 import subprocess

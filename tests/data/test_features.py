@@ -20,10 +20,10 @@ from sarm_ray.data.features import (
     SCHEMA,
     FeatureKey,
     FeatureStore,
+    compact_parts,
     describe_store,
     fingerprint_sources,
     held_frames,
-    merge_parts,
     open_store,
     plan_compaction,
     read_chunk,
@@ -250,7 +250,7 @@ def test_compaction_changes_no_content(store):
     before = contents(store)
     (group,) = plan_compaction(store)
     assert group == [f"part-{part:03d}.parquet" for part in range(store_module.NUM_SMALL_PARTS)]
-    merge_parts(store, group)
+    compact_parts(store, group)
     (name,) = storage.list_files(store.location)
     assert name.startswith("merged-")
     assert contents(store) == before
@@ -274,7 +274,7 @@ def test_groups_are_cut_by_size(store, monkeypatch):
     assert all(2 <= len(group) <= 11 for group in groups)
     assert sorted(name for group in groups for name in group) == sorted(storage.list_files(store.location))
     for group in groups:
-        merge_parts(store, group)
+        compact_parts(store, group)
     assert len(storage.list_files(store.location)) == len(groups)
     assert contents(store) == before
     monkeypatch.setattr(store_module, "SMALL_PART_BYTES", 1)
@@ -292,13 +292,13 @@ def test_a_crash_in_the_middle_of_a_merge_loses_and_invents_nothing(tmp_path, mo
     remove = LocalRemoval(removed, num_removed)
     monkeypatch.setattr(type(storage.open_filesystem(store.location)[0]), "rm_file", remove)
     with pytest.raises(KeyboardInterrupt):
-        merge_parts(store, group)
+        compact_parts(store, group)
     monkeypatch.undo()
     assert len(removed) == num_removed
     assert len(storage.list_files(store.location)) == 65 - num_removed
     assert contents(store) == before
     for again in plan_compaction(store):
-        merge_parts(store, again)
+        compact_parts(store, again)
         assert contents(store) == before
 
 

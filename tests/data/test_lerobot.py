@@ -432,9 +432,17 @@ def test_empty_episodes_and_datasets(v3, v21):
         open_dataset(str(v21))
 
 
+@pytest.mark.parametrize("tasks", [[], None])
+def test_an_episode_without_listed_tasks_has_its_first_frames(v3, tasks):
+    texts = episode_texts(open_dataset(str(v3)), np.array([0, 1]))
+    edit_table(v3 / "meta/episodes/chunk-000/file-000.parquet", "tasks", [[texts[0]], tasks])
+    assert episode_texts(open_dataset(str(v3)), np.array([0, 1])) == texts
+
+
 @pytest.mark.parametrize("tasks", [[], None, [""], ["  "]])
 def test_missing_task_text_names_the_episode(v3, tasks):
     edit_table(v3 / "meta/episodes/chunk-000/file-000.parquet", "tasks", [["fine"], tasks])
+    (v3 / "meta/tasks.parquet").unlink()
     dataset = open_dataset(str(v3))
     assert episode_texts(dataset, np.array([0])) == ["fine"]
     assert episode_texts(dataset, np.array([0, 1]), "given") == ["given", "given"]
@@ -561,6 +569,7 @@ assert dataset.videos["{CAMERA}"].path(4) in dataset.files
 print(json.dumps([dataset.name, dataset.repo_id, dataset.length.tolist(), list(dataset.notices)]))
 print(json.dumps(episode_texts(dataset, np.arange(2))))
 print(len(state_statistics(dataset, "observation.state")[0]))
+fetch_files(dataset, np.array([2]))
 fetch_files(dataset, np.array([2]), "{CAMERA}")
 print(read_rows(dataset, 2, ["index"])["index"].tolist())
 print(Path(dataset.location(dataset.camera_files("{CAMERA}").path(2))).stat().st_size)
@@ -629,3 +638,51 @@ except DatasetError as error:
     assert run_python(code, tmp_path, hub.url).stdout == "[5, 4, 6, 3, 7]\n"
     gone = run_python(code, tmp_path, hub.url, HF_HUB_OFFLINE="1")
     assert gone.stdout.startswith("someone/toy: the Hub does not list its files ("), gone.stderr
+
+
+# ------------------------------------------------------------------------------------------- contradictions in metadata
+
+
+def test_a_missing_file_is_not_replaced_by_another_episodes(tmp_path):
+    """Files of one name in several chunk folders: the one that is left belongs to other episodes."""
+    root = write_dataset(tmp_path / "d", lengths=[3, 4], episodes_per_video=1)
+    table = root / "meta/episodes/chunk-000/file-000.parquet"
+    key = f"videos/{CAMERA}"
+    edit_table(table, f"{key}/chunk_index", [0, 1])
+    edit_table(table, f"{key}/file_index", [0, 0])
+    (root / f"{key}/chunk-000/file-001.mp4").unlink()
+    dataset = open_dataset(str(root))
+    assert dataset.notices == ()
+    assert dataset.videos[CAMERA].path(1) == f"{key}/chunk-001/file-000.mp4"
+    assert dataset.videos[CAMERA].path(1) not in dataset.files
+
+
+def test_an_episode_that_is_listed_twice(v3, v21):
+    edit_table(v3 / "meta/episodes/chunk-000/file-000.parquet", "episode_index", [1, 1])
+    with fails_with(f"{v3}/meta: episode 1 is listed 2 times"):
+        open_dataset(str(v3))
+    line = (v21 / "meta/episodes.jsonl").read_text().splitlines()[0]
+    (v21 / "meta/episodes.jsonl").write_text(f"{line}\n{line}\n")
+    with fails_with(f"{v21}/meta: episode 0 is listed 2 times"):
+        open_dataset(str(v21))
+
+
+def test_a_feature_that_is_no_object(v3):
+    edit_json(v3 / "meta/info.json", features={"observation.state": "float32"})
+    with fails_with(f"{v3}/meta/info.json: every feature must be an object"):
+        open_dataset(str(v3))
+
+
+def test_v21_prefers_the_statistics_of_its_episodes_to_a_relic(v21):
+    before = state_statistics(open_dataset(str(v21)), "observation.state")
+    (v21 / "meta/stats.json").write_text(json.dumps({"observation.state": {"mean": [7.0] * 6, "std": [1.0] * 6}}))
+    np.testing.assert_array_equal(state_statistics(open_dataset(str(v21)), "observation.state"), before)
+    lines = (v21 / "meta/episodes_stats.jsonl").read_text().splitlines()
+    (v21 / "meta/episodes_stats.jsonl").write_text(lines[0] + "\n")  # not of every episode
+    assert state_statistics(open_dataset(str(v21)), "observation.state")[0].tolist() == [7.0] * 6
+
+
+def test_statistics_that_are_no_numbers(v3):
+    edit_json(v3 / "meta/stats.json", **{"observation.state": {"mean": ["a"], "std": [1.0]}})
+    with fails_with(f"{v3}/meta: malformed statistics of observation.state ("):
+        state_statistics(open_dataset(str(v3)), "observation.state")

@@ -62,3 +62,23 @@ def test_a_column_asked_for_twice_or_used_for_the_order(tmp_path):
     table = read_episode_table(str(path), ["frame_index", "value", "value"], 0)
     assert table.column_names == ["frame_index", "value", "episode_index"]
     assert table["value"].to_pylist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pa.array([[1.0, 2.0], None], pa.list_(pa.float32())), "1 rows are missing"),
+        (pa.array([[1.0, 2.0], [1.0]], pa.list_(pa.float32())), "rows differ in length"),
+        (pa.array([[1.0], [1.0, 2.0, 3.0]], pa.list_(pa.float32())), "rows differ in length"),
+        (pa.array(["a", "b"]), "string instead of numbers"),
+        (pa.array([1, None], pa.int64()), "1 values are missing"),
+    ],
+)
+def test_columns_that_are_no_numbers(column, words):
+    with pytest.raises(ValueError, match=words):
+        column_array(pa.chunked_array([column]))
+
+
+def test_large_lists_and_missing_floats():
+    column = pa.array([[1.0, None], [3.0, 4.0]], pa.large_list(pa.float32()))
+    np.testing.assert_array_equal(column_array(pa.chunked_array([column])), [[1, np.nan], [3, 4]])

@@ -1,8 +1,10 @@
 """Locations, stamps and atomic writes, on a local disk and on an object store (fsspec's in memory)."""
 
-import hashlib
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -41,8 +43,8 @@ def test_what_is_written_is_read(folder):
     assert all_files(folder) == ["b.bin"]
     storage.write_atomically(place, lambda stream: stream.write(b"two, longer"))
     assert storage.read_bytes(place) == b"two, longer"
-    storage.remove_folder(folder)
-    storage.remove_folder(folder)
+    for _ in range(2):
+        storage.remove_file(place)
     assert storage.list_files(folder) == {}
 
 
@@ -101,16 +103,36 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     assert all_files(str(tmp_path)) == ["b.bin"]
 
 
-def test_remove_temporaries_takes_what_a_killed_writer_left_and_nothing_else(folder):
-    names = [".tmp-12-ab-b.bin", "deep/.tmp-13-cd-c.parquet", "b.bin", ".hidden", "deep/tmp-d.bin"]
-    for name in names:
-        fs, path = storage.open_filesystem(storage.join(folder, name))
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        fs.pipe_file(path, b"x")
-    assert sorted(storage.list_files(folder)) == [".hidden", "b.bin", "deep/tmp-d.bin"]
-    storage.remove_temporaries(folder)
-    assert all_files(folder) == sorted([".hidden", "b.bin", "tmp-d.bin"])
-    storage.remove_temporaries(storage.join(folder, "not", "there"))
+def test_remove_temporaries_takes_what_a_killed_writer_left_and_nothing_else(tmp_path):
+    code = (
+        "import os, signal; from sarm_ray.data import storage;"
+        f"storage.write_atomically({str(tmp_path / 'b.bin')!r}, lambda s: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    running = tmp_path / left.name.replace(left.name.split("-")[2], str(os.getpid()))
+    others = [running, tmp_path / ".tmp-elsewhere-1-ab-b.bin", tmp_path / ".hidden", tmp_path / "c.bin"]
+    for path in others:
+        path.write_bytes(b"x")
+    assert sorted(storage.list_files(str(tmp_path))) == [".hidden", "c.bin"]
+    storage.remove_temporaries(str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+    storage.remove_temporaries(str(tmp_path / "not" / "there"))
+    storage.remove_temporaries("memory://bucket/folder")
+
+
+def test_links_are_followed_and_stamped_by_what_they_lead_to(tmp_path):
+    disk = tmp_path / "disk2"
+    disk.mkdir()
+    (disk / "a.mp4").write_bytes(b"first")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "chunk-000").symlink_to(disk)
+    (root / "gone.mp4").symlink_to(disk / "nothing")
+    before = storage.list_files(str(root))
+    assert list(before) == ["chunk-000/a.mp4"]
+    os.utime(disk / "a.mp4", (1000, 1000))
+    assert storage.list_files(str(root)) != before
 
 
 def test_stamps_tell_that_a_file_was_written_anew(tmp_path):
@@ -164,8 +186,6 @@ def test_paths(tmp_path, monkeypatch):
     assert storage.is_local("/a/b")
     assert storage.is_local("file:///a/b")
     assert not storage.is_local("memory://a/b")
-    (tmp_path / "f").write_bytes(b"abc")
-    assert storage.file_sha256(str(tmp_path / "f")) == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_schemes_that_cannot_be_opened():

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import re
@@ -22,6 +23,7 @@ from sarm_ray.model.encoder import (
     load_image_encoder,
 )
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without a tensor
 NUM_IMAGES = 2 * CPU_IMAGES_PER_PASS + 3
 ENCODERS = [("clip", "fp32"), ("clip", "bf16"), (EFFICIENTNET, "fp32")]
 
@@ -134,14 +136,14 @@ def test_description_of_efficientnet():
 
 def test_description_of_a_clip_loads_no_weights(clip_folder, tmp_path):
     (tmp_path / "config.json").write_bytes((clip_folder / "config.json").read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model.safetensors").write_bytes(NO_TENSORS)
     assert describe_encoder(CLIP, str(tmp_path)) == EncoderInfo(
         name="openai/clip-vit-base-patch32",
         folder=str(tmp_path),
         image_size=224,
         image_dim=512,
         text_dim=512,
-        weights="9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
+        weights=hashlib.sha256(NO_TENSORS).hexdigest(),
         bf16=True,
     )
 
@@ -191,7 +193,8 @@ def test_weights_that_cannot_be_read(clip_folder, tmp_path):
     folder = write_config(tmp_path, (clip_folder / "config.json").read_text())
     with pytest.raises(EncoderError) as caught:
         load_image_encoder(describe_encoder("user/model", str(folder)), "fp32", "cpu")
-    assert str(caught.value).startswith(f"{folder}: the weights cannot be read (")
+    place = f"{folder}/model.safetensors"
+    assert str(caught.value).startswith(f"user/model: {place} is not a readable safetensors file (")
 
 
 def test_bin_weights_are_not_unpickled_with_code_allowed(clip_folder, tmp_path):

@@ -237,7 +237,9 @@ def test_nan_states_are_nan_rows(base, whole, tmp_path):
     column = table.schema.get_field_index("observation.state")
     values = pa.FixedSizeListArray.from_arrays(pa.array(states.ravel()), states.shape[1])
     pq.write_table(table.set_column(column, "observation.state", values), path)
-    score(replace(base, dataset=str(dataset), episodes="1", output=str(tmp_path / "out.parquet")), quiet=True)
+    config = replace(base, dataset=str(dataset), episodes="1", output=str(tmp_path / "out.parquet"))
+    report = score(config, quiet=True)
+    assert (report.failures, report.num_nan["dense"]) == ([], 30 + 300 // 10)
     ours, theirs = read_progress(tmp_path / "out.parquet"), read_progress(whole)
     lost = (window_slots(np.arange(330), 330, Window(8, 30)) == 100).any(axis=1)
     np.testing.assert_array_equal(np.isnan(ours["progress_dense"]), lost)
@@ -273,10 +275,12 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
         ({"encoder": "efficientnet-lite0"}, "efficientnet-lite0 makes features of 1280 (image) and 512 (text) numbers"),
         ({"episodes": "0:2,9"}, "there is no episode 9 (the last one is 5)"),
         ({"state_stats": "checkpoint"}, "has no state statistics; use --state-stats dataset"),
+        ({"output": "/tmp"}, "/tmp is a folder; give --output a file, such as /tmp/sarm_progress.parquet"),
     ],
 )
 def test_bad_input_stops_before_any_work(base, tmp_path, change, words):
-    config = replace(base, output=str(tmp_path / "out.parquet"), cache=str(tmp_path / "features"), **change)
+    place = {"output": str(tmp_path / "out.parquet"), "cache": str(tmp_path / "features")}
+    config = replace(base, **{**place, **change})
     with pytest.raises(SarmRayError) as caught:
         score(config, quiet=True)
     assert words in str(caught.value)

@@ -1,10 +1,12 @@
 """`score` on datasets the tests draw: many files, short episodes, images, sidecars; compared with one process and no Ray."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,7 +21,10 @@ from sarm_ray.model.checkpoint import SarmConfig, Sidecar, StateNormalizer, open
 from sarm_ray.model.encoder import EFFICIENTNET, describe_encoder, encode_texts, load_image_encoder
 from sarm_ray.model.sarm import Sarm
 from sarm_ray.model.scorer import Scorer
+from sarm_ray.pipelines.ingest import check_store, ingest
+from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.score import score
+from sarm_ray.pipelines.score_plan import plan_score
 from tests.datasets import write_dataset
 from tests.pipelines.runs import read_progress
 
@@ -152,9 +157,95 @@ def test_an_episode_without_a_task_text_stops_the_run_unless_given(tmp_path, enc
     write_dataset(root, "v2.1", LENGTHS[:2], size=(64, 64))
     entries = (root / "meta/episodes.jsonl").read_text().splitlines()
     (root / "meta/episodes.jsonl").write_text(entries[0] + "\n" + '{"episode_index": 1, "tasks": [], "length": 40}\n')
+    (root / "meta/tasks.jsonl").unlink()
     config = ScoreConfig(
         dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
     )
     with pytest.raises(SarmRayError, match="episode 1 has no task text; give one with --task TEXT"):
         score(config, quiet=True)
     assert score(replace(config, task="push"), quiet=True).num_frames == 41
+
+
+def test_weights_that_do_not_fit_stop_the_run_before_any_work(tmp_path, encoder):
+    root = str(write_dataset(tmp_path / "data", "v2.1", [2], size=(64, 64)))
+    model = Path(write_model(tmp_path / "model", encoder))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_sparse_stages": 4}))
+    with pytest.raises(
+        SarmRayError, match=r"do not fit config.json: stage_model.heads.sparse.bias should be \(4,\), is"
+    ):
+        score(ScoreConfig(dataset=root, model=str(model), output=str(tmp_path / "o.parquet")), quiet=True)
+    assert not (tmp_path / "data.sarm_features").exists()
+
+
+def test_statistics_with_a_hole_stop_the_run(tmp_path, encoder):
+    root = write_dataset(tmp_path / "data", "v3.0", [2], size=(64, 64))
+    stats = json.loads((root / "meta/stats.json").read_text())
+    stats["observation.state"]["std"][1] = None
+    (root / "meta/stats.json").write_text(json.dumps(stats))
+    config = ScoreConfig(dataset=str(root), model=write_model(tmp_path / "model", encoder))
+    with pytest.raises(SarmRayError, match=r"the statistics of observation.state are no numbers in dimensions 1$"):
+        score(config, quiet=True)
+
+
+def test_a_state_row_that_is_missing_costs_its_episode_alone(tmp_path, encoder):
+    root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
+    path = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    states = [row if number != 5 else None for number, row in enumerate(table["observation.state"].to_pylist())]
+    place = table.schema.get_field_index("observation.state")
+    pq.write_table(table.set_column(place, "observation.state", pa.array(states, pa.list_(pa.float32()))), path)
+    config = ScoreConfig(
+        dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
+    )
+    report = score(config, quiet=True)
+    (failure,) = report.failures
+    assert (failure.episode_index, failure.start, failure.stop, failure.error) == (1, 0, 40, "DatasetError")
+    assert failure.message.endswith("episode 1: column 'observation.state': 1 rows are missing")
+    assert np.isnan(read_progress(report.output)["progress_sparse"]).tolist() == [False] + [True] * 40
+
+
+def test_parts_of_a_run_that_was_cut_off_are_not_used_for_another_video(tmp_path, encoder):
+    """What a part depends on is in its folder's name: a re-recorded video, a changed state, another text."""
+    root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
+    config = ScoreConfig(
+        dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
+    )
+    cluster = Cluster(1, 0, "cpu", bf16=True)
+    before = plan_score(config, cluster)
+    assert plan_score(config, cluster).parts_folder == before.parts_folder
+    others = [replace(config, task="other"), replace(config, stride=2), replace(config, precision="fp32")]
+    video = root / f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
+    video.write_bytes(video.read_bytes() + b"\0")
+    plans = [plan_score(each, cluster) for each in (config, *others)]
+    assert len({before.parts_folder, *(plan.parts_folder for plan in plans)}) == 5
+    assert plans[0].metadata["dataset_fingerprint"] != before.metadata["dataset_fingerprint"]
+
+
+def test_features_that_vanish_are_an_error_not_silent_nan(tmp_path, encoder):
+    root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
+    config = ScoreConfig(
+        dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
+    )
+    cluster = Cluster(2, 0, "cpu", bf16=True)
+    plan = plan_score(config, cluster).ingest
+    elsewhere = replace(plan, store=replace(plan.store, location=str(tmp_path / "elsewhere")))
+    report = ingest(plan, cluster, quiet=True)
+    check_store(plan, report)
+    with pytest.raises(SarmRayError, match="features of episode 0, frames 0 and on, were written but are not there"):
+        check_store(elsewhere, report)
+
+
+def test_the_index_column_is_compared_with_the_metadata(tmp_path, encoder):
+    root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
+    path = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("index")
+    pq.write_table(table.set_column(place, "index", pa.array(np.arange(40))), path)
+    config = ScoreConfig(
+        dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
+    )
+    report = score(config, quiet=True)
+    notice = "the index column of episodes 1 does not count rows from the dataset's start; the output's does"
+    assert notice in report.notices
+    assert read_progress(report.output)["index"].tolist() == list(range(41))

@@ -1,0 +1,158 @@
+"""Which camera, encoder, statistics, window and heads a run uses, from what was asked for and what is there.
+
+Each choice follows one rule, says in a notice what the user might not expect, and refuses what does not fit.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from sarm_ray.core.windows import Window, gap_in_frames
+from sarm_ray.data import storage
+from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.rows import state_statistics
+from sarm_ray.errors import CheckpointError, DatasetError, EncoderError, SarmRayError, name_list, nearest
+from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
+from sarm_ray.model.encoder import CLIP, EFFICIENTNET, WEIGHT_FILES, EncoderInfo, describe_encoder
+
+CHECKPOINT_FILES = ["config.json", "model.safetensors", "*normalizer*.safetensors", "sarm_ray.json"]
+CLIP_FILES = ["config.json", "*token*", "vocab.json", "merges.txt"]
+
+
+def choose_camera(dataset: Dataset, wanted: str | None, checkpoint: Checkpoint) -> str:
+    """The camera to score: the given one, else the one the model was trained on, else the only one that has files."""
+    if wanted is not None:
+        if wanted not in dataset.cameras:
+            hint = nearest(wanted, dataset.cameras)
+            raise DatasetError(f"{dataset.name}: no camera {wanted!r}{hint}; it has {name_list(dataset.cameras)}")
+        if dataset.is_video(wanted) and wanted not in dataset.videos:
+            raise DatasetError(
+                f"{dataset.name}: meta/info.json declares {wanted}, the episode table has no place for it"
+            )
+        return wanted
+    trained = checkpoint.sidecar.image_keys if checkpoint.sidecar else [checkpoint.config.image_key]
+    filled = [camera for camera in dataset.cameras if has_files(dataset, camera)] or list(dataset.cameras)
+    for camera in (*trained, *(filled if len(filled) == 1 else ())):
+        if camera in filled:
+            return camera
+    raise DatasetError(
+        f"{dataset.name}: the model was trained on {name_list(trained)}, the dataset has {name_list(filled)}; "
+        "choose with --image-key"
+    )
+
+
+def choose_encoder(wanted: str | None, checkpoint: Checkpoint, notices: list[str]) -> EncoderInfo:
+    """The checkpoint's encoder. One without our sidecar counts as LeRobot's CLIP, and --encoder may replace that."""
+    sidecar, config = checkpoint.sidecar, checkpoint.config
+    name = wanted or (sidecar.encoder if sidecar else CLIP)
+    encoder = describe_encoder(name, None if name == EFFICIENTNET else _encoder_folder(name))
+    if sidecar and encoder.weights != sidecar.encoder_weights:
+        raise EncoderError(
+            f"{checkpoint.name} was trained on features of {sidecar.encoder}; {name} is another encoder. Leave --encoder out"
+        )
+    if (encoder.image_dim, encoder.text_dim) != (config.image_dim, config.text_dim):
+        raise EncoderError(
+            f"{name} makes features of {encoder.image_dim} (image) and {encoder.text_dim} (text) numbers; {checkpoint.name} "
+            f"takes {config.image_dim} and {config.text_dim}. Give the encoder it was trained with: --encoder"
+        )
+    if wanted and not sidecar and wanted != CLIP:
+        notices.append(f"the checkpoint does not record its encoder; {wanted} takes the place of LeRobot's {CLIP}")
+    return encoder
+
+
+def choose_normalizer(
+    wanted: str | None, dataset: Dataset, checkpoint: Checkpoint, state_key: str, notices: list[str]
+) -> tuple[StateNormalizer, str]:
+    """State statistics and where they are from: the checkpoint, or (asked for, or for want of those) the dataset."""
+    if state_key not in dataset.features:
+        vectors = [key for key, spec in dataset.features.items() if str(spec.get("dtype", "")).startswith("float")]
+        raise DatasetError(
+            f"{dataset.name}: no state {state_key!r}{nearest(state_key, vectors)}; it has {name_list(vectors)}. "
+            "Choose with --state-key"
+        )
+    width = int(np.prod(dataset.features[state_key].get("shape") or [1]))
+    if wanted == "checkpoint" and checkpoint.normalizer is None:
+        raise CheckpointError(f"{checkpoint.name} has no state statistics; use --state-stats dataset")
+    if wanted != "dataset" and checkpoint.normalizer is not None:
+        recorded = len(checkpoint.normalizer.mean)
+        if recorded != width:
+            raise DatasetError(
+                f"{dataset.name}: {state_key} is {width} wide, the model was trained on {recorded}. Choose the right state "
+                "with --state-key, or give --state-stats dataset if the width alone differs"
+            )
+        return _checked(checkpoint.normalizer, checkpoint.name, state_key), "checkpoint"
+    if wanted is None:
+        notices.append("the checkpoint has no state statistics; the scored dataset's are used, as LeRobot does")
+    mean, std = state_statistics(dataset, state_key)
+    if len(mean) != width:
+        raise DatasetError(f"{dataset.name}: {state_key} is {width} wide, its statistics have {len(mean)} numbers")
+    normalizer = StateNormalizer(mean.astype(np.float32), std.astype(np.float32))
+    return _checked(normalizer, dataset.name, state_key), "dataset"
+
+
+def _checked(normalizer: StateNormalizer, owner: str, state_key: str) -> StateNormalizer:
+    """Statistics that can be divided by: one NaN in them would make every score NaN."""
+    mean, std = normalizer.mean, normalizer.std
+    if mean.shape != std.shape:
+        raise DatasetError(f"{owner}: {state_key} has {len(mean)} means and {len(std)} standard deviations")
+    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std) & (std >= 0)))
+    if len(bad):
+        raise DatasetError(
+            f"{owner}: the statistics of {state_key} are no numbers in dimensions {name_list(map(str, bad))}"
+        )
+    return normalizer
+
+
+def choose_window(dataset: Dataset, checkpoint: Checkpoint, notices: list[str]) -> Window:
+    """The checkpoint's window at the data's frame rate."""
+    trained_fps = checkpoint.sidecar.fps if checkpoint.sidecar else None
+    trained_gap = checkpoint.config.frame_gap
+    gap = gap_in_frames(trained_gap, trained_fps, dataset.fps)
+    if gap != trained_gap:
+        notices.append(
+            f"trained at {trained_fps:g} fps with {trained_gap} frames between slots; at {dataset.fps:g} fps that is {gap}"
+        )
+    return checkpoint.window(gap)
+
+
+def choose_heads(head_mode: str, checkpoint: Checkpoint, notices: list[str]) -> tuple[str, ...]:
+    """The heads asked for, of those the checkpoint has."""
+    wanted = ("sparse", "dense") if head_mode == "both" else (head_mode,)
+    trained = checkpoint.config.heads
+    if not set(wanted) <= set(trained):
+        notices.append(f"the checkpoint has the {trained[0]} head alone; it is scored instead of {head_mode}")
+        return trained
+    return wanted
+
+
+def model_folder(name: str) -> str:
+    """Where a checkpoint's files are on this machine; fetched from the Hub where need be."""
+    local = _local_folder(name, CheckpointError, "")
+    return local or storage.download_from_hub(name, CHECKPOINT_FILES, None, "model")
+
+
+def _encoder_folder(name: str) -> str:
+    local = _local_folder(name, EncoderError, f"; known by name: {EFFICIENTNET}, {CLIP}")
+    if local is not None:
+        return local
+    folder = storage.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[0]], None, "model")
+    if (Path(folder) / WEIGHT_FILES[0]).exists():
+        return folder
+    return storage.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[1]], None, "model")
+
+
+def _local_folder(name: str, error: type[SarmRayError], hint: str) -> str | None:
+    """The folder of that name on this machine, or None for what can only be a Hub id."""
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return str(local.resolve())
+    if local.exists() or not storage.is_hub_id(name):
+        raise error(f"{name}: no such folder{hint}")
+    return None
+
+
+def has_files(dataset: Dataset, camera: str) -> bool:
+    """Whether any of a declared camera's files is there."""
+    if dataset.is_video(camera) and camera not in dataset.videos:
+        return False
+    return any(path in dataset.files for path in dataset.camera_files(camera).paths)
