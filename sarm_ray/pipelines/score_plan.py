@@ -161,14 +161,7 @@ def plan_score(config: ScoreConfig, cluster: Cluster) -> ScorePlan:
         computed=bitmaps_by_length(dataset.length[rows], lambda length: computed_mask(length, config.stride)),
         stride=config.stride,
         output=output,
-        metadata={
-            "reward_model_path": config.model,
-            "sarm_ray_version": __version__,
-            "encoder": encoder.name,
-            "head_mode": config.head_mode,
-            "stride": str(config.stride),
-            "dataset_fingerprint": _fingerprint(data),
-        },
+        metadata=_metadata(config, data),
         stage_probabilities=config.stage_probabilities,
         notices=tuple(notices),
     )
@@ -199,15 +192,18 @@ def _place_output(config: ScoreConfig, dataset: Dataset) -> str:
 
 
 def _check_sources(data: IngestPlan, notices: list[str]) -> None:
-    dataset = data.dataset
-    gone = [path for path in dataset.camera_files(data.camera).paths if path not in dataset.files]
+    """A camera whose videos were moved away can be scored from the store; one that never had any cannot."""
+    dataset, files = data.dataset, data.dataset.camera_files(data.camera)
+    gone = [files.paths[file] for file in np.unique(files.file[data.rows]) if files.paths[file] not in dataset.files]
     if not gone:
         return
     if data.missing.any() and not has_files(dataset, data.camera):
         raise DatasetError(
             f"{dataset.name}: camera {data.camera} has no files under {dataset.root} ({gone[0]} is not there)"
         )
-    notices.append(f"{len(gone)} files of {data.camera} are not there ({name_list(gone, 2)}); stored features stand in")
+    notices.append(
+        f"{len(gone)} files of {data.camera} are not there ({name_list(gone, 2)}); only stored features count"
+    )
 
 
 def _advise_stride(data: IngestPlan, stride: int, window: Window, notices: list[str]) -> None:
@@ -217,6 +213,18 @@ def _advise_stride(data: IngestPlan, stride: int, window: Window, notices: list[
     notices.append(
         f"stride {stride} with windows {window.frame_gap} frames apart needs {share:.0%} of the frames{advice}"
     )
+
+
+def _metadata(config: ScoreConfig, data: IngestPlan) -> dict[str, str]:
+    """Schema metadata of the output: LeRobot's reward_model_path, then ours."""
+    return {
+        "reward_model_path": config.model,
+        "sarm_ray_version": __version__,
+        "encoder": data.encoder.name,
+        "head_mode": config.head_mode,
+        "stride": str(config.stride),
+        "dataset_fingerprint": _fingerprint(data),
+    }
 
 
 def _fingerprint(data: IngestPlan) -> str:

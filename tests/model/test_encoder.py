@@ -2,7 +2,6 @@ import hashlib
 import itertools
 import json
 import re
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,7 @@ NUM_IMAGES = 2 * CPU_IMAGES_PER_PASS + 3
 ENCODERS = [("clip", "fp32"), ("clip", "bf16"), (EFFICIENTNET, "fp32")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_network():
-    """Every connection fails, and the Hub's client does not even try."""
-
-    def refuse(*_):
-        raise AssertionError("an encoder that lies in a folder connected to the network")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr(socket.socket, "connect", refuse)
-        yield
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")

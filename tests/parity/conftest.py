@@ -1,6 +1,5 @@
 """What LeRobot itself computed; ../shared/lerobot_parity/README.md says from what, and how exactly it is met."""
 
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,6 @@ STATE = "observation.state"
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def no_network():
-    """Every connection fails, and the Hub's client does not even try."""
-
-    def refuse(*_):
-        raise AssertionError("a parity test connected to the network")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr(socket.socket, "connect", refuse)
-        yield
 
 
 @pytest.fixture(scope="session")

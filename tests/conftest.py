@@ -1,0 +1,19 @@
+"""What tests of several rooms share."""
+
+import socket
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def no_network():
+    """Every connection fails, and the Hub's client does not even try."""
+
+    def refuse(*_):
+        raise AssertionError("a test that needs no network connected to it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
