@@ -81,7 +81,7 @@ def score(
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Score every frame of DATASET: dataset and SARM checkpoint in, sarm_progress.parquet out."""
+    """Score every frame of DATASET into sarm_progress.parquet."""
     from sarm_ray.config import ScoreConfig, load_config
 
     flags["dataset"] = dataset or dataset_option

@@ -1,16 +1,12 @@
 """Metadata and rows of LeRobot datasets: LeRobot's own, real ones, generated ones, and broken ones."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +17,7 @@ from sarm_ray.data.lerobot import fetch_files, open_dataset
 from sarm_ray.data.rows import episode_texts, read_rows, state_statistics
 from sarm_ray.errors import DatasetError
 from tests.datasets import CAMERA, SHARED, TASKS, write_dataset
+from tests.hub import Hub, hub_environment, serve_hub
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 PARITY = SHARED / "lerobot_parity"
@@ -475,81 +472,23 @@ def test_files_and_columns_that_are_missing(v21):
 
 # ------------------------------------------------------------------------------------------------------------- the Hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """As much of the Hugging Face Hub as a download needs: one dataset repository, and a record of what was asked."""
-
-    def __init__(self, repo_id: str, root: Path):
-        self.repo_id, self.root, self.fetched = repo_id, root, []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                hub.answer(self, body=True)
-
-            def do_HEAD(self):
-                hub.answer(self, body=False)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        return {str(p.relative_to(self.root)): p for p in sorted(self.root.rglob("*")) if p.is_file()}
-
-    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
-        path = unquote(urlsplit(request.path).path)
-        api, files = f"/api/datasets/{self.repo_id}", f"/datasets/{self.repo_id}/resolve/"
-        status, headers, content = 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        if path == api or path.startswith(f"{api}/revision/"):
-            siblings = [{"rfilename": name} for name in self.paths]
-            entry = {"id": self.repo_id, "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0}
-            status, content = 200, json.dumps(entry | {"siblings": siblings}).encode()
-        elif path.startswith(f"{api}/tree/"):
-            tree = [
-                {"type": "file", "oid": f"{number:040x}", "size": file.stat().st_size, "path": name}
-                for number, (name, file) in enumerate(self.paths.items())
-            ]
-            status, content = 200, json.dumps(tree).encode()
-        elif path.startswith(files):
-            name = path[len(files) :].split("/", 1)[1]
-            if name in self.paths:
-                status, content = 200, self.paths[name].read_bytes()
-                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{list(self.paths).index(name):040x}"'}
-                self.fetched += [name] if body else []
-        request.send_response(status)
-        for key, value in headers.items():
-            request.send_header(key, value)
-        request.send_header("Content-Length", str(len(content)))
-        request.send_header("Content-Type", "application/json")
-        request.end_headers()
-        if body:
-            request.wfile.write(content)
-
 
 @pytest.fixture
 def hub(tmp_path) -> Iterator[Hub]:
-    hub = Hub("someone/toy", write_dataset(tmp_path / "hub/toy", lengths=[5, 4, 6, 3, 7], annotated=True))
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    root = write_dataset(tmp_path / "hub/toy", lengths=[5, 4, 6, 3, 7], annotated=True)
+    with serve_hub({"datasets/someone/toy": root}) as hub:
+        yield hub
+
+
+def fetched(hub: Hub) -> list[str]:
+    return [name.removeprefix("datasets/someone/toy:") for name in hub.fetched]
 
 
 def run_python(code: str, tmp_path: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a piece of Python against a Hub; the hub's library reads its environment at import."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """Run a piece of Python against a Hub."""
     return subprocess.run(
         [sys.executable, "-c", code],
-        env=kept | settings | environment,
+        env=hub_environment(endpoint, tmp_path / "hf", **environment),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -583,12 +522,12 @@ fetch_files(dataset, np.array([2, 3]), "{CAMERA}")
         json.dumps([RED, CUP]),
         "6",
         "[9, 10, 11, 12, 13, 14]",
-        str(hub.paths[video].stat().st_size),
+        str(hub.paths("datasets/someone/toy")[video].stat().st_size),
     ]
-    metadata = [name for name in hub.paths if name.startswith("meta/")]
+    metadata = [name for name in hub.paths("datasets/someone/toy") if name.startswith("meta/")]
     assert len(metadata) == 8
-    assert sorted(hub.fetched) == sorted([*metadata, data, video])
-    assert set(hub.fetched[-2:]) == {data, video}
+    assert sorted(fetched(hub)) == sorted([*metadata, data, video])
+    assert set(fetched(hub)[-2:]) == {data, video}
 
 
 def test_lerobots_own_folder_is_preferred(hub, tmp_path):
@@ -598,7 +537,7 @@ def test_lerobots_own_folder_is_preferred(hub, tmp_path):
     for variables in ({"HF_LEROBOT_HOME": str(home)}, {"HF_HOME": str(tmp_path)}):
         result = run_python(code, tmp_path, hub.url, **variables)
         assert result.stdout.split() == [str(home / "someone/toy"), "someone/toy", "None"], result.stderr
-    assert hub.fetched == []
+    assert fetched(hub) == []
 
 
 def test_a_folder_of_that_name_is_preferred_to_the_hub(tmp_path, monkeypatch):

@@ -1,0 +1,44 @@
+"""Dataset, checkpoint and encoder by their Hub ids: the files that are needed come, the others do not."""
+
+import pyarrow.parquet as pq
+
+from tests.datasets import CAMERA, write_dataset
+from tests.hub import hub_environment, serve_hub
+from tests.pipelines.runs import PARITY, needs_parity, read_summary, sarm_ray
+
+
+@needs_parity
+def test_all_three_from_the_hub(tmp_path):
+    toy = write_dataset(tmp_path / "hub/toy", "v2.1", lengths=[5, 4, 6], cameras=[CAMERA, "observation.images.wrist"])
+    repositories = {
+        "datasets/someone/toy": toy,
+        "someone/sarm": PARITY / "sarm_dual_tiny",
+        "someone/clip": PARITY / "clip_tiny",
+    }
+    command = ["score", "--model", "someone/sarm", "--encoder", "someone/clip", "--episodes", "1:", "someone/toy"]
+    with serve_hub(repositories) as hub:
+        cache = str(tmp_path / "cache")
+        environment = hub_environment(hub.url, tmp_path / "hf", XDG_CACHE_HOME=cache)
+        planned = sarm_ray(*command, "--dry-run", env=environment, cwd=tmp_path)
+        assert planned.returncode == 0, planned.stderr
+        assert not [name for name in hub.fetched if name.endswith(".mp4")]
+        result = sarm_ray(*command, env=environment, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    output = tmp_path / "toy/sarm_progress.parquet"  # never inside the Hub's cache
+    assert pq.read_table(output)["index"].to_pylist() == list(range(5, 15))
+    assert pq.read_schema(output).metadata[b"reward_model_path"] == b"someone/sarm"
+    assert read_summary(output)["num_decoded"] == 10
+    assert len(list((tmp_path / "cache/sarm_ray/features").iterdir())) == 1
+    data = [name for name in hub.fetched if not name.startswith("datasets/someone/toy:meta/")]
+    assert sorted(set(data)) == sorted(data)  # nothing twice
+    assert sorted(name.split(":")[1] for name in data if name.startswith("datasets/")) == sorted(
+        f"{kind}/chunk-000/{middle}episode_00000{episode}.{ending}"
+        for episode in (1, 2)
+        for kind, middle, ending in (("data", "", "parquet"), ("videos", f"{CAMERA}/", "mp4"))
+    )
+    assert sorted(name for name in data if name.startswith("someone/sarm")) == [
+        "someone/sarm:config.json",
+        "someone/sarm:model.safetensors",
+    ]
+    assert "someone/clip:model.safetensors" in data
+    assert "someone/clip:README.md" not in data
