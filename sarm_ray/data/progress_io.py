@@ -23,7 +23,7 @@ from sarm_ray.errors import DatasetError
 
 ROWS_PER_GROUP = 2**20
 PARTS_PREFIX = "parts-"
-PART_KEYS = ["episode_index", "start", "whole"]
+PART_KEYS = ["episode_index", "start", "num_holes"]
 FAILED_SCHEMA = pa.schema(
     [
         ("episode_index", pa.int64()),
@@ -38,11 +38,11 @@ FAILED_SCHEMA = pa.schema(
 
 
 def part_schema(heads: tuple[str, ...]) -> pa.Schema:
-    """Columns of part files; `whole` is false where some window had a hole, and such a chunk is scored again next time."""
+    """Columns of part files; `num_holes` counts windows that scored NaN; a chunk with any is scored again next time."""
     fields = [
         ("episode_index", pa.int64()),
         ("start", pa.int64()),
-        ("whole", pa.bool_()),
+        ("num_holes", pa.int64()),
         ("frames", pa.binary(BITMAP_BYTES)),
     ]
     for head in heads:
@@ -79,12 +79,12 @@ def commit_scores(scored: pa.Table, folder: str, heads: tuple[str, ...]) -> pa.T
 
 
 def read_done(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the parts hold: episode_index (R,), start (R,) int64 and whole (R,) bool."""
+    """What the parts hold: episode_index (R,), start (R,) and num_holes (R,), int64 each."""
     tables = _read_parts(folder, PART_KEYS)
     if not tables:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
+        return (np.zeros(0, dtype=np.int64),) * 3
     table = pa.concat_tables(tables)
-    return table["episode_index"].to_numpy(), table["start"].to_numpy(), table["whole"].to_numpy()
+    return table["episode_index"].to_numpy(), table["start"].to_numpy(), table["num_holes"].to_numpy()
 
 
 def remove_parts(run_folder: str) -> None:
@@ -205,14 +205,15 @@ def _scatter_lists(flat: pa.Array, computed: np.ndarray, length: int) -> pa.Arra
 
 
 def _locate_chunks(folder: str) -> dict[tuple[int, int], tuple[str, int]]:
-    """Chunk -> its part and row; a whole one is preferred to one with holes."""
+    """Chunk -> its part and row; of several the one with the fewest holes, because features are only ever added."""
     names = _part_names(folder)
     places: dict[tuple[int, int], tuple[str, int]] = {}
+    fewest: dict[tuple[int, int], int] = {}
     for name, table in zip(names, _read_parts(folder, PART_KEYS), strict=True):
         for position, row in enumerate(table.to_pylist()):
             chunk = (row["episode_index"], row["start"])
-            if row["whole"] or chunk not in places:
-                places[chunk] = (name, position)
+            if chunk not in places or row["num_holes"] < fewest[chunk]:
+                places[chunk], fewest[chunk] = (name, position), row["num_holes"]
     return places
 
 

@@ -52,6 +52,19 @@ JOB_CHUNKS = 16
 
 
 @dataclass(frozen=True)
+class ChunkFailure:
+    """One chunk that could not be read or scored."""
+
+    episode_index: int
+    camera: str
+    start: int
+    stop: int
+    error: str
+    message: str
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
 class IngestPlan:
     """Which features a run needs and which of them are missing.
 
@@ -79,23 +92,17 @@ class IngestPlan:
         """Episodes of which a frame is missing, as positions in the dataset's table."""
         return np.unique(self.chunks.row[self.missing.any(axis=1)])
 
+    def failure(self, status: dict) -> ChunkFailure:
+        """The failure that a pipeline's status row (chunk, error, message) tells of."""
+        chunk = status["chunk"]
+        episode = int(self.dataset.episode_index[self.chunks.row[chunk]])
+        start, stop = int(self.chunks.start[chunk]), int(self.chunks.stop[chunk])
+        return ChunkFailure(episode, self.camera, start, stop, status["error"], status["message"])
+
     def index(self) -> StoreIndex:
         """What the store holds now."""
         episodes = self.dataset.episode_index
         return read_index(self.store, self.chunks, episodes, self.layout, self.source)
-
-
-@dataclass(frozen=True)
-class ChunkFailure:
-    """One chunk that could not be read or scored."""
-
-    episode_index: int
-    camera: str
-    start: int
-    stop: int
-    error: str
-    message: str
-    attempts: int = 1
 
 
 @dataclass
@@ -161,10 +168,7 @@ def ingest(plan: IngestPlan, cluster: Cluster, quiet: bool = False) -> IngestRep
         if status["error"] is None:
             report.num_encoded += status["num_frames"]
         else:
-            chunk = status["chunk"]
-            start, stop = int(plan.chunks.start[chunk]), int(plan.chunks.stop[chunk])
-            episode = int(plan.dataset.episode_index[plan.chunks.row[chunk]])
-            report.failures.append(ChunkFailure(episode, plan.camera, start, stop, status["error"], status["message"]))
+            report.failures.append(plan.failure(status))
         progress.add(status["num_frames"])
     compact = ray.remote(num_cpus=1)(compact_parts)
     ray.get([compact.remote(plan.store, names) for names in plan_compaction(plan.store)])

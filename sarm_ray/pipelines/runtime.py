@@ -107,8 +107,8 @@ def commit_options(cluster: Cluster) -> dict[str, Any]:
     """map_batches arguments of the tasks that write results: how many chunks make one file.
 
     A GPU finishes tens of chunks a second; a core needs seconds for one, which is then committed at once: what a crash
-    costs is seconds in both cases. Few at a time, because every task that runs beside another is one more process that
-    imports torch, which costs more than all the writing.
+    costs is seconds in both cases. Few at a time, because every task that runs beside another is one more process to
+    start, which costs more than all the writing.
     """
     few = TaskPoolStrategy(size=-(-cluster.num_actors // 4))
     return {"num_cpus": SMALL_TASK_SHARE, "batch_size": 32 if cluster.num_gpus else 1, "compute": few}

@@ -128,7 +128,7 @@ def score_missing(plan: ScorePlan, cluster: Cluster, quiet: bool = False) -> Sco
             chunk_row = plan.ingest.chunks.row[status["chunk"]]
             done.misplaced_episodes.add(int(plan.ingest.dataset.episode_index[chunk_row]))
         if status["error"] is not None:
-            done.failures.append(_failure(plan.ingest, status))
+            done.failures.append(plan.ingest.failure(status))
         progress.add(status["num_frames"])
     done.seconds = progress.finish()
     return done
@@ -201,7 +201,7 @@ class ChunkScorer:
         return {
             "episode_index": int(dataset.episode_index[row]),
             "start": start,
-            "whole": bool(whole.all()),
+            "num_holes": int((~whole).sum()),
             "frames": bitmap,
             **outputs,
             "chunk": chunk,
@@ -262,7 +262,8 @@ def scored_schema(heads: tuple[str, ...]) -> pa.Schema:
 
 def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
     chunks, episodes = plan.ingest.chunks, plan.ingest.dataset.episode_index
-    episode, start, whole = progress_io.read_done(plan.parts_folder)
+    episode, start, num_holes = progress_io.read_done(plan.parts_folder)
+    whole = num_holes == 0
     done = set(zip(episode[whole].tolist(), start[whole].tolist(), strict=True))
     planned = zip(episodes[chunks.row].tolist(), chunks.start.tolist(), strict=True)
     return np.array([number for number, key in enumerate(planned) if key not in done], dtype=np.int64)
@@ -288,13 +289,6 @@ def _score_job(plan: ScorePlan, cluster: Cluster, todo: np.ndarray) -> ScoreJob:
     )
 
 
-def _failure(plan: IngestPlan, status: dict) -> ChunkFailure:
-    chunk = status["chunk"]
-    episode = int(plan.dataset.episode_index[plan.chunks.row[chunk]])
-    start, stop = int(plan.chunks.start[chunk]), int(plan.chunks.stop[chunk])
-    return ChunkFailure(episode, plan.camera, start, stop, status["error"], status["message"])
-
-
 def _finish(plan: ScorePlan, ingested: IngestReport, scored: ScoredChunks, started: float) -> ScoreReport:
     """Merge the parts into the output; the parts go last."""
     merge_started = time.monotonic()
@@ -304,9 +298,12 @@ def _finish(plan: ScorePlan, ingested: IngestReport, scored: ScoredChunks, start
     num_nan = dict.fromkeys(plan.heads, 0)
 
     def tables() -> Iterator[pa.Table]:
-        for table in progress_io.merge_parts(
+        return progress_io.merge_parts(
             plan.parts_folder, plan.heads, plan.ingest.chunks, dataset.episode_index, dataset.length, dataset.from_index
-        ):
+        )
+
+    def counted_tables() -> Iterator[pa.Table]:
+        for table in tables():
             for head in plan.heads:
                 num_nan[head] += int(np.isnan(table[f"progress_{head}"].to_numpy()).sum())
             yield table
@@ -315,9 +312,8 @@ def _finish(plan: ScorePlan, ingested: IngestReport, scored: ScoredChunks, start
     storage.remove_file(probabilities)  # one of an earlier run would not belong to this output
     if plan.stage_probabilities:
         progress_io.write_probabilities(probabilities, plan.heads, tables)
-        num_nan = dict.fromkeys(plan.heads, 0)
     schema = progress_io.progress_schema(plan.heads, plan.metadata)
-    num_frames = progress_io.write_progress(plan.output, tables, schema)
+    num_frames = progress_io.write_progress(plan.output, counted_tables, schema)
     progress_io.remove_parts(run)
     total = time.monotonic() - started
     cpu_s = {"decode": ingested.decode_cpu_s, "encode": ingested.encode_cpu_s, "score": scored.cpu_s}
