@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from sarm_ray import __version__
-from sarm_ray.errors import SarmRayError
+from sarm_ray.bench.commands import bench
+from sarm_ray.errors import RunInterruptedError, SarmRayError
 
 EPILOG = "Every command takes --config FILE (YAML); flags override it."
 
@@ -23,8 +24,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SarmRayError as error:
-            click.echo(f"{click.style('error', fg='red')}: {error}", err=True)
-            ctx.exit(2)
+            stopped = isinstance(error, RunInterruptedError)
+            click.echo(str(error) if stopped else f"{click.style('error', fg='red')}: {error}", err=True)
+            ctx.exit(130 if stopped else 2)
         except KeyboardInterrupt:
             click.echo("interrupted; finished chunks are kept, run the same command again to go on", err=True)
             ctx.exit(130)
@@ -52,12 +54,13 @@ def common_options(command: Callable) -> Callable:
 
 
 @main.command(epilog=EPILOG)
-@click.argument("dataset", required=False)
+@click.argument("datasets", metavar="DATASET...", nargs=-1)
 @click.option("--dataset-repo-id", "--repo-id", "dataset_option", metavar="DATASET", help="LeRobot's name for DATASET.")
 @click.option("--model", "--reward-model-path", metavar="DIR_OR_ID", help="SARM checkpoint.")
-@click.option("--output", "--output-path", metavar="FILE", help="Progress file to write.")
+@click.option("--output", "--output-path", metavar="FILE", help="Progress file; for several datasets a folder.")
 @click.option("--head-mode", type=click.Choice(["sparse", "dense", "both"]), help="Which head; default sparse.")
 @click.option("--stride", type=int, metavar="N", help="Compute every N-th frame, interpolate between; default 1.")
+@click.option("--live", is_flag=True, default=None, help="Score each frame with the future cut at it.")
 @click.option("--episodes", metavar="SEL", help="Episodes, Python-like: 0:10,15.")
 @click.option("--image-key", "--video-key", metavar="K", help="Camera; may be left out where there is one.")
 @click.option("--state-key", metavar="K", help="State feature; default the checkpoint's.")
@@ -68,23 +71,26 @@ def common_options(command: Callable) -> Callable:
 @click.option("--cache", metavar="DIR", help="Where features are kept; any fsspec path.")
 @click.option("--revision", metavar="REV", help="Revision of a Hub dataset.")
 @click.option("--stage-probabilities", is_flag=True, default=None, help="Also write stage_probabilities.parquet.")
+@click.option("--num-visualizations", type=int, metavar="N", help="Draw N episodes as PNG; default 5.")
 @click.option("--allow-failures", type=int, metavar="N", help="Exit with 0 while at most N chunks failed; default 0.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an output that exists.")
+@click.option("--push-to-hub", is_flag=True, default=None, help="Upload the output to the dataset's Hub repository.")
 @click.option("--dry-run", is_flag=True, default=None, help="Print the plan and run nothing.")
 @common_options
 @click.pass_context
 def score(
     ctx: click.Context,
-    dataset: str | None,
+    datasets: tuple[str, ...],
     dataset_option: str | None,
     config_file: str | None,
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Score every frame of DATASET into sarm_progress.parquet."""
+    """Score every frame of each DATASET into its sarm_progress.parquet."""
     from sarm_ray.config import ScoreConfig, load_config
 
-    flags["dataset"] = dataset or dataset_option
+    given = [*datasets, *([dataset_option] if dataset_option else [])]
+    flags["dataset"] = given[0] if len(given) == 1 else given or None
     config = load_config(ScoreConfig, config_file, {key: value for key, value in flags.items() if value is not None})
     from sarm_ray.pipelines.score import score as run
     from sarm_ray.pipelines.score_report import describe_report
@@ -97,24 +103,103 @@ def score(
         ctx.exit(1)
 
 
-@main.group(epilog=EPILOG)
-def bench() -> None:
-    """Measure this machine: what it does, and what its parts allow."""
-
-
-@bench.command("score")
+@main.command(epilog=EPILOG)
+@click.argument("datasets", metavar="DATASET...", nargs=-1)
+@click.option("--dataset-repo-id", "--repo-id", "dataset_option", metavar="DATASET", help="LeRobot's name for DATASET.")
+@click.option("--output-dir", metavar="DIR", help="Folder of the run, on a disk that all nodes share.")
 @click.option(
-    "--frames", "num_frames", type=click.IntRange(min=64), default=4096, show_default=True, help="Frames to score."
+    "--annotation-mode",
+    type=click.Choice(["single_stage", "dense_only", "dual"]),
+    help="Which subtasks the model learns; default single_stage, which needs no annotation.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option(
+    "--image-key", "--video-key", "image_keys", metavar="K", multiple=True, help="Camera, if there are several."
+)
+@click.option("--state-key", metavar="K", help="State feature; default observation.state.")
+@click.option("--encoder", metavar="ID_OR_DIR", help="Frozen image encoder; default openai/clip-vit-base-patch32.")
+@click.option("--init-from", metavar="CHECKPOINT", help="Fine-tune this checkpoint.")
+@click.option("--window", type=click.Choice(["centered", "past"]), help="Default centered, which LeRobot loads.")
+@click.option("--episodes", metavar="SEL", help="Episodes, Python-like: 0:10,15.")
+@click.option("--task", metavar="TEXT", help="Task text for all episodes instead of their own.")
+@click.option("--steps", type=int, metavar="N", help="Optimiser steps; default 5000.")
+@click.option("--batch-size", type=int, metavar="N", help="Samples of a step, over all workers; default 64.")
+@click.option("--gradient-accumulation-steps", type=int, metavar="N", help="Passes of a step; default 1.")
+@click.option("--num-workers", type=int, metavar="N", help="Training processes; default one per GPU.")
+@click.option("--use-gpu/--no-gpu", default=None, help="Default: where there is one.")
+@click.option(
+    "--deepspeed-stage",
+    type=click.Choice(["0", "1", "2", "3"]),
+    help="ZeRO stage, 0 plain data parallel; default 1, or 0 for one.",
+)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Default auto: bf16 on GPUs, else fp32.")
+@click.option("--val-fraction", type=float, metavar="F", help="Share of the episodes held out; default 0.1.")
+@click.option("--seed", type=int, metavar="N", help="Default 1000.")
+@click.option("--save-freq", type=int, metavar="N", help="Steps between checkpoints; default 1000.")
+@click.option("--eval-freq", type=int, metavar="N", help="Steps between looks at the held-out episodes; default 500.")
+@click.option("--log-freq", type=int, metavar="N", help="Steps between lines of metrics; default 50.")
+@click.option("--cache", metavar="DIR", help="Where features are kept; any fsspec path.")
+@click.option("--revision", metavar="REV", help="Revision of a Hub dataset.")
+@click.option("--allow-failures", type=int, metavar="N", help="Exit with 0 while at most N chunks failed; default 0.")
+@click.option("--resume", is_flag=True, default=None, help="Go on from the last checkpoint in --output-dir.")
+@click.option("--wandb-project", metavar="P", help="Log to wandb too.")
+@click.option("--push-to-hub", metavar="OWNER/NAME", help="Upload the checkpoint at the end.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option: --set model.num_layers=2.")
+@common_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    datasets: tuple[str, ...],
+    dataset_option: str | None,
+    config_file: str | None,
+    quiet: bool,
+    settings: tuple[str, ...],
+    image_keys: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Train a SARM on one or several DATASETs."""
+    from sarm_ray.config import apply_settings, load_config
+    from sarm_ray.errors import ConfigError
+    from sarm_ray.train_config import TrainConfig
+
+    if len(image_keys) > 1:
+        raise ConfigError(f"one model takes one camera; choose one of {', '.join(image_keys)} by --image-key")
+    flags["image_key"] = image_keys[0] if image_keys else None
+    given = [*datasets, *([dataset_option] if dataset_option else [])]
+    flags["dataset"] = given[0] if len(given) == 1 else given or None
+    if flags["deepspeed_stage"] is not None:
+        flags["deepspeed_stage"] = int(flags["deepspeed_stage"])
+    chosen = {key: value for key, value in flags.items() if value is not None}
+    config = load_config(TrainConfig, config_file, apply_settings(chosen, settings))
+    from sarm_ray.pipelines.train import train as run
+    from sarm_ray.pipelines.training.report import describe_report
+
+    report = run(config, quiet)
+    click.echo(describe_report(report))
+    if len(report.failures) > config.allow_failures:
+        ctx.exit(1)
+
+
+@main.command("inspect")
+@click.argument("dataset")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench_score(num_frames: int, precision: str, as_json: bool) -> None:
-    """Score drawn video with full-size CLIP and SARM (random weights), both heads, stride 1."""
-    import dataclasses
+@click.option("--revision", metavar="REV", help="Revision of a Hub dataset.")
+@click.option(
+    "--sample", type=click.IntRange(min=0), default=20, show_default=True, help="Episodes whose files are opened."
+)
+@click.pass_context
+def inspect(ctx: click.Context, dataset: str, as_json: bool, revision: str | None, sample: int) -> None:
+    """Look DATASET over before training: facts, and a verdict on every point. Exits with 1 when something is bad."""
     import json
+    import shutil
 
-    from sarm_ray.bench.score import bench_score as run
-    from sarm_ray.bench.score import describe_bench
+    from sarm_ray.data.inspection.inspect import inspect_dataset
+    from sarm_ray.report.inspection import describe_inspection, inspection_object
 
-    result = run(precision, num_frames)
-    click.echo(json.dumps(dataclasses.asdict(result)) if as_json else describe_bench(result))
+    result = inspect_dataset(dataset, revision, sample)
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 120)
+    click.echo(json.dumps(inspection_object(result)) if as_json else describe_inspection(result, width))
+    if result.num_bad:
+        ctx.exit(1)
+
+
+main.add_command(bench)

@@ -1,8 +1,10 @@
 """One command = one frozen config: YAML file, overridden by flags, checked here, written beside the output."""
 
+import contextlib
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,11 +22,13 @@ class ScoreConfig:
     """What `sarm-ray score` does.
 
     Args:
-        dataset: local folder, fsspec URL or Hub id of a LeRobotDataset.
+        dataset: local folder, fsspec URL or Hub id of a LeRobotDataset; a list of them is scored by one pool of workers.
         model: SARM checkpoint: local folder or Hub id.
-        output: the progress file; None is sarm_progress.parquet in a writable local dataset, else in ./<name>/.
+        output: the progress file (a folder for several datasets); None is sarm_progress.parquet in a writable local
+            dataset, else in ./<name>/.
         head_mode: `sparse`, `dense` or `both`. A single-stage checkpoint has the sparse head alone.
         stride: compute every stride-th frame and the last one, interpolate between.
+        live: score each frame as a robot would have seen it, with the future cut at it.
         episodes: Python-like selection of episodes, `0:10,15`; None is all.
         image_key: the camera; None where there is one, or the one the model was trained on.
         state_key: None is the checkpoint's.
@@ -34,18 +38,21 @@ class ScoreConfig:
         precision: compute precision; `auto` is bf16 where the hardware has it. `fp32` also stores features in float32.
         cache: where features are kept, any fsspec path; None is beside a writable dataset, else the user's cache.
         stage_probabilities: also write stage_probabilities.parquet.
+        num_visualizations: draw the predictions of this many episodes.
         allow_failures: exit with 0 while at most this many chunks failed.
         overwrite: replace an output that exists.
         dry_run: print the plan and run nothing.
+        push_to_hub: upload the progress file to the dataset's Hub repository.
         revision: of a Hub dataset.
         address: Ray cluster to join; None is the job's own cluster, else a local one.
     """
 
-    dataset: str
+    dataset: str | list[str]
     model: str
     output: str | None = None
     head_mode: Literal["sparse", "dense", "both"] = "sparse"
     stride: int = 1
+    live: bool = False
     episodes: str | None = None
     image_key: str | None = None
     state_key: str | None = None
@@ -55,17 +62,36 @@ class ScoreConfig:
     precision: Precision = "auto"
     cache: str | None = None
     stage_probabilities: bool = False
+    num_visualizations: int = 5
     allow_failures: int = 0
     overwrite: bool = False
     dry_run: bool = False
+    push_to_hub: bool = False
     revision: str | None = None
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigError(f"stride must be at least 1, not {self.stride}")
-        if self.allow_failures < 0:
-            raise ConfigError(f"allow_failures must not be negative, not {self.allow_failures}")
+        require(self.stride >= 1, f"stride must be at least 1, not {self.stride}")
+        for name in ("allow_failures", "num_visualizations"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
+        check_datasets(self.datasets)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The datasets of the run."""
+        return (self.dataset,) if isinstance(self.dataset, str) else tuple(self.dataset)
+
+
+def check_datasets(datasets: tuple[str, ...]) -> None:
+    """Raise a ConfigError where there is none, or one twice."""
+    require(bool(datasets), "dataset is missing; give it as an argument or in --config")
+    require(len(set(datasets)) == len(datasets), f"a dataset is given twice: {', '.join(datasets)}")
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise a ConfigError unless something holds."""
+    if not holds:
+        raise ConfigError(otherwise)
 
 
 def load_config(kind: type[Config], file: str | None, flags: dict[str, Any]) -> Config:
@@ -79,18 +105,59 @@ def load_config(kind: type[Config], file: str | None, flags: dict[str, Any]) -> 
     Raises:
         ConfigError: unreadable file, unknown key (the nearest known one is named), wrong type or value, missing key.
     """
-    values = {**(_read_yaml(file) if file else {}), **flags}
+    values = _read_yaml(file) if file else {}
+    for key, value in flags.items():
+        nested = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = {**values[key], **value} if nested else value
+    return _build(kind, values, f"{file}: " if file else "", "")
+
+
+def apply_settings(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Flags with `--set KEY=VALUE` put in: dotted keys reach into options, values are YAML, and 1e-4 is a number.
+
+    Raises:
+        ConfigError: no `=`, a dotted key into a plain value, or a value that is not YAML.
+    """
+    result = dict(values)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        require(bool(equals and key), f"--set takes KEY=VALUE, not {setting!r}")
+        *path, name = key.strip().replace("-", "_").split(".")
+        place = result
+        for step in path:
+            inside = place.get(step, {})
+            require(isinstance(inside, dict), f"--set {key}: {step} has no options")
+            place[step] = dict(inside)
+            place = place[step]
+        try:
+            place[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {text!r} is not YAML") from None
+        if isinstance(place[name], str):
+            with contextlib.suppress(ValueError):  # YAML 1.1 takes 1e-4 for text
+                place[name] = float(text)
+    return result
+
+
+def _build(kind: type[Config], values: dict[str, Any], where: str, prefix: str) -> Config:
+    """A config, and the options in it, from nested mappings."""
     hints = typing.get_type_hints(kind)
+    ready: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            raise ConfigError(f"{file}: unknown key {key!r}{nearest(key, hints)}")
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{key} must be {_describe(hints[key])}, not {value!r}")
+            raise ConfigError(f"{where}unknown key {prefix + key!r}{nearest(key, hints)}")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            ready[key] = _build(typing.cast(type, hint), value, where, f"{prefix}{key}.")
+        elif _fits(value, hint):
+            ready[key] = value
+        else:
+            raise ConfigError(f"{prefix}{key} must be {_describe(hint)}, not {value!r}")
     required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
-    missing = [name for name in required if name not in values]
+    missing = [name for name in required if name not in ready]
     if missing:
         raise ConfigError(f"{missing[0]} is missing; give it as an argument or in --config")
-    return kind(**values)
+    return kind(**ready)
 
 
 def dump_config(config: Any) -> str:
@@ -120,6 +187,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, choice) for choice in typing.get_args(hint))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -130,4 +199,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(_describe(choice) for choice in typing.get_args(hint) if choice is not type(None))
+    if typing.get_origin(hint) is list:
+        return "a list of it"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping"
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))

@@ -108,6 +108,11 @@ def divert_native_stderr() -> Iterator[None]:
             os.dup2(terminal.fileno(), 2)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def duration(seconds: float) -> str:
     """`42s`, `3m07s`, `2h05m`."""
     whole = round(seconds)

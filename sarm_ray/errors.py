@@ -5,7 +5,10 @@
     |- DatasetError         the dataset as a whole (a single bad chunk is data, not an exception of the run)
     |- CheckpointError      a reward model
     |- EncoderError         an image encoder
-    |- OutputExistsError    we do not overwrite unasked
+    |- OutputExistsError    we do not overwrite unasked, nor write where another run does
+    |- RunInterruptedError  asked to stop; what is finished is kept (exit code 130)
+    |- StoreError           a remote store that does not let us in; it stops a run, which goes on when started again
+    |  '- StoreInterruptedError   an exchange with it that broke off; counts against the file, if there is one
     '- VideoError           one file or frame; a pipeline records it in failed.parquet and goes on
 
 Every error names the thing, the place and the way out. All survive pickling, because Ray carries them between processes.
@@ -36,7 +39,23 @@ class EncoderError(SarmRayError, ValueError):
 
 
 class OutputExistsError(SarmRayError):
-    """An output is already there and --overwrite was not given."""
+    """An output is already there and --overwrite was not given, or another run is writing it."""
+
+
+class RunInterruptedError(SarmRayError):
+    """The user or the cluster asked the run to stop, and it did, between chunks."""
+
+
+class TrainingError(SarmRayError):
+    """Training that cannot go on: a loss that is no number, workers that are not there or keep dying."""
+
+
+class StoreError(SarmRayError):
+    """A store that cannot be reached, that refuses us, or a disk that is full."""
+
+
+class StoreInterruptedError(StoreError, ConnectionError):
+    """A file of a remote store that came incompletely, after all retries."""
 
 
 class VideoError(SarmRayError):
@@ -61,6 +80,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing where no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def by_nearness(name: str, known: Iterable[str]) -> list[str]:
+    """Known names, the most similar one first."""
+    return sorted(known, key=lambda each: -difflib.SequenceMatcher(None, name, each).ratio())
 
 
 def name_list(names: Iterable[str], limit: int = 12) -> str:

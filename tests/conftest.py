@@ -2,7 +2,11 @@
 
 import socket
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are shared; no test asserts a time
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module")

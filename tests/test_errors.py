@@ -2,7 +2,7 @@
 
 import pytest
 
-from sarm_ray.errors import name_list, nearest
+from sarm_ray.errors import by_nearness, name_list, nearest
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,13 @@ def test_nearest(name, expected):
 def test_nearest_takes_any_iterable():
     assert nearest("stride", {"strid": 1}.keys()) == "; did you mean 'strid'?"
     assert nearest("stride", ()) == ""
+
+
+def test_by_nearness_is_stable_where_nothing_is_near():
+    cameras = ["images.base", "images.wrist", "images.top"]
+    assert by_nearness("images.wirst", cameras) == ["images.wrist", "images.top", "images.base"]
+    assert by_nearness("zzz", cameras) == cameras
+    assert by_nearness("x", ()) == []
 
 
 def test_name_list():

@@ -2,17 +2,28 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from sarm_ray.config import ScoreConfig, load_config
+from sarm_ray.train_config import TrainConfig
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
 
-def test_score_yaml_is_a_config_also_with_every_comment_taken_as_a_key():
-    text = (JOBS / "score.yaml").read_text()
-    assert load_config(ScoreConfig, str(JOBS / "score.yaml"), {}).head_mode == "both"
+@pytest.mark.parametrize(
+    ("name", "kind", "num_commented"), [("score.yaml", ScoreConfig, 14), ("train.yaml", TrainConfig, 13)]
+)
+def test_a_config_also_with_every_comment_taken_as_a_key(name, kind, num_commented):
+    text = (JOBS / name).read_text()
+    load_config(kind, str(JOBS / name), {})
     keys = [line[2:] for line in text.splitlines() if line.startswith("# ") and ": " in line.split("#")[1]]
     commented = yaml.safe_load("\n".join(key for key in keys if key.split(":")[0].isidentifier()))
-    assert len(commented) == 10
-    load_config(ScoreConfig, str(JOBS / "score.yaml"), commented)
+    assert len(commented) == num_commented
+    load_config(kind, str(JOBS / name), commented)
+
+
+def test_the_presets_in_train_yaml_are_the_defaults():
+    config = load_config(TrainConfig, str(JOBS / "train.yaml"), {})
+    bare = TrainConfig(dataset=config.dataset, output_dir=config.output_dir)
+    assert config == bare

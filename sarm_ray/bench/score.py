@@ -6,17 +6,14 @@ machine; the run's own figure counts the CPU time of every process it starts, Ra
 
 import statistics
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
-import torch
 
 from sarm_ray.bench import synthetic
+from sarm_ray.bench.measure import CpuMeter, Figures, describe_hardware, measure, one_torch_thread
 from sarm_ray.config import ScoreConfig
 from sarm_ray.core.windows import window_slots
 from sarm_ray.data.lerobot import open_dataset
@@ -28,76 +25,99 @@ from sarm_ray.pipelines.score import score
 
 LEROBOT_FRAMES_PER_CPU_S = 0.62
 FLOOR_FRAMES = 128
-REPEATS = 3
+FLOOR_REPEATS = 3
 
 
-@dataclass(frozen=True)
-class ScoreBench:
-    """What was measured.
+@dataclass(frozen=True, kw_only=True)
+class ScoreBench(Figures):
+    """What was measured. The wall clock includes the start-up of Ray, CPU time is that of all processes of the run.
 
     Args:
-        precision, num_frames: of the run.
-        frames_per_s: over the wall time of the run, start-up of Ray included.
-        frames_per_cpu_s: over the CPU time of all its processes.
+        num_frames, episode_frames, size, codec: of the dataset.
         worker_frames_per_cpu_s: over the CPU time inside decode, encode and score.
-        floor_frames_per_cpu_s: what decode, CLIP and SARM alone allow.
-        floor_ratio: frames_per_cpu_s / floor.
         lerobot_ratio: frames_per_cpu_s / LeRobot's 0.62 (../shared/numbers.md, fp32, another machine of this kind).
-        floor_ms: milliseconds of one frame in each part.
+        floor_ms: CPU milliseconds of one frame in each part.
     """
 
-    precision: str
     num_frames: int
-    frames_per_s: float
-    frames_per_cpu_s: float
+    episode_frames: int
+    size: tuple[int, int]
+    codec: str
     worker_frames_per_cpu_s: float
-    floor_frames_per_cpu_s: float
-    floor_ratio: float
     lerobot_ratio: float
     floor_ms: dict[str, float]
 
 
-def bench_score(precision: str, num_frames: int) -> ScoreBench:
-    """Score `num_frames` drawn frames, both heads, stride 1, with random full-size CLIP and SARM."""
+def bench_score(
+    precision: str,
+    num_frames: int,
+    episode_frames: int = 512,
+    size: tuple[int, int] = (480, 640),
+    codec: str = "av1",
+    repeats: int = 1,
+) -> ScoreBench:
+    """Score `num_frames` drawn frames, both heads, stride 1, with random full-size CLIP and SARM.
+
+    The floor is what one frame takes in decode, CLIP and SARM on one thread; its measurement is the warm-up.
+
+    Args:
+        precision: `fp32` or `bf16`.
+        num_frames, episode_frames, size, codec: see `synthetic.write_dataset`.
+        repeats: whole runs, each with an empty store; medians are over as many.
+    """
     with tempfile.TemporaryDirectory(prefix="sarm_bench_") as scratch:
         root = Path(scratch)
-        synthetic.write_dataset(root / "dataset", num_frames)
+        synthetic.write_dataset(root / "dataset", num_frames, episode_frames, size, codec)
         synthetic.write_clip(root / "clip")
         synthetic.write_sarm(root / "sarm")
         floor_ms = measure_floor(root, precision)
-        config = ScoreConfig(
-            dataset=str(root / "dataset"),
-            model=str(root / "sarm"),
-            encoder=str(root / "clip"),
-            head_mode="both",
-            precision=precision,  # type: ignore[arg-type]
-            output=str(root / "progress.parquet"),
-            cache=str(root / "features"),
-        )
-        with CpuMeter() as meter:
-            report = score(config, quiet=True)
-    assert report is not None
-    assert report.frames_per_cpu_s is not None
+        runs = [_run(_config(root, precision, number), num_frames) for number in range(repeats)]
+    per_s, per_cpu_s, worker_per_cpu_s = (statistics.median(each) for each in zip(*runs, strict=True))
     floor = 1000 / sum(floor_ms.values())
-    per_cpu_s = num_frames / meter.cpu_s
     return ScoreBench(
-        precision=precision,
         num_frames=num_frames,
-        frames_per_s=report.frames_per_s,
-        frames_per_cpu_s=per_cpu_s,
-        worker_frames_per_cpu_s=report.frames_per_cpu_s,
-        floor_frames_per_cpu_s=floor,
-        floor_ratio=per_cpu_s / floor,
+        episode_frames=episode_frames,
+        size=size,
+        codec=codec,
+        worker_frames_per_cpu_s=worker_per_cpu_s,
         lerobot_ratio=per_cpu_s / LEROBOT_FRAMES_PER_CPU_S,
         floor_ms=floor_ms,
+        precision=precision,
+        frames_per_s=per_s,
+        frames_per_cpu_s=per_cpu_s,
+        floor_frames_per_cpu_s=floor,
+        floor_ratio=per_cpu_s / floor,
+        repeats=repeats,
+        hardware=describe_hardware(),
     )
 
 
+def _config(root: Path, precision: str, number: int) -> ScoreConfig:
+    """One run: its own output and an empty store."""
+    return ScoreConfig(
+        dataset=str(root / "dataset"),
+        model=str(root / "sarm"),
+        encoder=str(root / "clip"),
+        head_mode="both",
+        precision=precision,  # type: ignore[arg-type]
+        output=str(root / f"progress-{number}.parquet"),
+        cache=str(root / f"features-{number}"),
+        num_visualizations=0,
+    )
+
+
+def _run(config: ScoreConfig, num_frames: int) -> tuple[float, float, float]:
+    """Frames per second, per CPU-second of all processes, and per CPU-second inside the workers' tasks."""
+    with CpuMeter() as meter:
+        report = score(config, quiet=True)
+    assert report is not None
+    assert report.frames_per_cpu_s is not None
+    return report.frames_per_s, num_frames / meter.cpu_s, report.frames_per_cpu_s
+
+
 def measure_floor(root: Path, precision: str) -> dict[str, float]:
-    """CPU milliseconds per frame of each part on one thread, median of REPEATS after one warm-up."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """CPU milliseconds per frame of each part on one thread, median of FLOOR_REPEATS after one warm-up."""
+    with one_torch_thread():
         dataset = open_dataset(str(root / "dataset"))
         files = dataset.videos[synthetic.CAMERA]
         request = FrameRequest(0, 0.0, np.arange(min(FLOOR_FRAMES, int(dataset.length[0]))))
@@ -116,12 +136,10 @@ def measure_floor(root: Path, precision: str) -> dict[str, float]:
         states, text = np.zeros((CPU_WINDOWS_PER_PASS, 32), dtype=np.float32), features[0]
         whole = np.ones(CPU_WINDOWS_PER_PASS, dtype=bool)
         scored = _cpu_ms(lambda: scorer.score(features, states, text, slots, whole), CPU_WINDOWS_PER_PASS)
-    finally:
-        torch.set_num_threads(num_threads)
     return {"decode": decode, "encode": encode, "score": scored}
 
 
-def describe_bench(bench: ScoreBench) -> str:
+def describe(bench: ScoreBench) -> str:
     parts = ", ".join(f"{name} {ms:.1f} ms" for name, ms in bench.floor_ms.items())
     return (
         f"{bench.precision}: {bench.frames_per_cpu_s:.1f} frames per CPU-second over all processes "
@@ -131,39 +149,5 @@ def describe_bench(bench: ScoreBench) -> str:
     )
 
 
-class CpuMeter:
-    """CPU time of this process and all its descendants, also those that end meanwhile, to a sampling interval."""
-
-    INTERVAL_S = 0.2
-
-    def __enter__(self) -> "CpuMeter":
-        self._times: dict[int, float] = {}
-        self._before = time.process_time()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.cpu_s = sum(self._times.values()) + time.process_time() - self._before
-
-    def _sample(self) -> None:
-        while not self._stop.wait(self.INTERVAL_S):
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    times = process.cpu_times()
-                except psutil.NoSuchProcess:
-                    continue
-                self._times[process.pid] = times.user + times.system
-
-
 def _cpu_ms(work: Callable[[], object], count: int) -> float:
-    work()
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.process_time()
-        work()
-        seconds.append(time.process_time() - started)
-    return statistics.median(seconds) / count * 1000
+    return measure(FLOOR_REPEATS, work)[0].cpu_s / count * 1000

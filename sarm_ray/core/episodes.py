@@ -85,6 +85,11 @@ def plan_chunks(rows: np.ndarray, lengths: np.ndarray) -> Chunks:
     return Chunks(np.repeat(rows, num_chunks), start, stop)
 
 
+def chunk_keys(episode_index: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """One number per chunk, in the order of episodes and starts: (C,) int64 each -> (C,) int64."""
+    return episode_index * (1 << 32) + start
+
+
 def pack_frames(mask: np.ndarray) -> np.ndarray:
     """Bitmaps of an episode's chunks: (L,) bool -> (ceil(L / CHUNK_FRAMES), BITMAP_BYTES) uint8, low bit first."""
     num_chunks = -(-len(mask) // CHUNK_FRAMES)

@@ -21,6 +21,8 @@ class Window:
         n_obs_steps: LeRobot's name; the window has one slot more. Even.
         frame_gap: distance of neighbouring slots, in frames of the data it is applied to.
         kind: `centered` (LeRobot) or `past`.
+        live: cut the future at the scored frame, as a robot would have seen it: later slots repeat that frame. LeRobot's
+            centred window otherwise looks n_obs_steps / 2 gaps ahead.
 
     Raises:
         ValueError: odd or non-positive n_obs_steps (LeRobot loses a frame silently there), frame_gap below 1.
@@ -29,6 +31,7 @@ class Window:
     n_obs_steps: int = 8
     frame_gap: int = 30
     kind: Literal["centered", "past"] = "centered"
+    live: bool = False
 
     def __post_init__(self) -> None:
         if self.n_obs_steps < 2 or self.n_obs_steps % 2:
@@ -55,12 +58,12 @@ def gap_in_frames(frame_gap: int, training_fps: float | None, data_fps: float) -
     return max(1, round(frame_gap * data_fps / training_fps))
 
 
-def window_slots(frames: np.ndarray, length: int, window: Window) -> np.ndarray:
+def window_slots(frames: np.ndarray, length: int | np.ndarray, window: Window) -> np.ndarray:
     """The frames in each window.
 
     Args:
         frames: (B,) int64, scored frames, counted inside the episode, all in 0..length-1.
-        length: frames of the episode.
+        length: frames of the episode, or (B,) int64 where each window is of another one.
         window: its shape.
 
     Returns:
@@ -70,7 +73,8 @@ def window_slots(frames: np.ndarray, length: int, window: Window) -> np.ndarray:
     steps = np.arange(window.num_slots)
     if window.kind == "centered":
         slots = frames[:, None] + (steps - window.readout_slot)[None] * window.frame_gap
-        return np.clip(slots, 0, length - 1)
+        last = frames[:, None] if window.live else np.reshape(length, (-1, 1)) - 1
+        return np.clip(slots, 0, last)
     spaced = frames[:, None] - (window.n_obs_steps - steps)[None] * window.frame_gap
     spread = np.rint(frames[:, None] * steps[None] / window.n_obs_steps).astype(np.int64)
     slots = np.where(frames[:, None] >= window.n_obs_steps * window.frame_gap, spaced, spread)

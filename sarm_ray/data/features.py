@@ -8,31 +8,40 @@ were made otherwise. Its parquet files ("parts") hold one row per chunk, one row
     layout int64, source int64         what the features were made from: place in the dataset, and the file's stamp
     features large_binary              (k, D) little-endian numbers, the frames in ascending order
 
+All columns but the features are also in the file's key-value metadata (INDEX_KEY: base64 of INDEX_DTYPE rows), so that
+what a part holds is known after one read at its end; in the rows it is spread over the whole file.
+
 A row whose layout or source differs from the dataset's counts as absent, so a re-recorded file is encoded again and an
 annotation run invalidates nothing. Where the source file is gone, rows with the right layout still count: a dataset
 whose videos were archived can be scored again. Several rows of one chunk (a denser stride came later) add up.
 """
 
+import base64
 import functools
 import hashlib
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, Chunks, frames_of
+from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, Chunks, chunk_keys, frames_of
 from sarm_ray.data import storage
 from sarm_ray.data.lerobot import Dataset
+from sarm_ray.errors import StoreError
 
 PREPROCESSING_VERSION = 1
 SMALL_PART_BYTES = 8 * 2**20
 MERGED_PART_BYTES = 64 * 2**20
 NUM_SMALL_PARTS = 64
+MAX_LISTINGS = 10
 NO_SOURCE = 0
 
 SCHEMA = pa.schema(
@@ -46,6 +55,8 @@ SCHEMA = pa.schema(
     ]
 )
 INDEX_COLUMNS = ["episode_index", "start", "frames", "layout", "source"]
+INDEX_DTYPE = np.dtype([(name, "u1", (BITMAP_BYTES,)) if name == "frames" else (name, "<i8") for name in INDEX_COLUMNS])
+INDEX_KEY = b"sarm_ray.index"
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,8 @@ def fingerprint_sources(dataset: Dataset, camera: str) -> tuple[np.ndarray, np.n
     layout = [
         _hash64(f"{episode}/{length}/{files.paths[file]}/{start:.6f}/{dataset.fps}/{camera}")
         for episode, length, file, start in zip(
-            dataset.episode_index, dataset.length, files.file, files.from_timestamp, strict=True
+            *(a.tolist() for a in (dataset.episode_index, dataset.length, files.file, files.from_timestamp)),
+            strict=True,
         )
     ]
     return np.array(layout, dtype=np.int64), source[files.file]
@@ -135,25 +147,33 @@ def fingerprint_sources(dataset: Dataset, camera: str) -> tuple[np.ndarray, np.n
 def write_part(store: FeatureStore, table: pa.Table, name: str) -> None:
     """Commit rows: after this call they are there, before it they are not."""
 
+    table = table.replace_schema_metadata(None)  # a merged part would inherit the index of one that went into it
+    index = base64.b64encode(_index_rows(table).tobytes())
+
     def write(stream):
-        pq.write_table(
-            table, stream, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False
-        )
+        options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(stream, table.schema, **options) as writer:
+            writer.write_table(table, row_group_size=1)
+            writer.add_key_value_metadata({INDEX_KEY: index})
 
     storage.write_atomically(storage.join(store.location, f"{name}.parquet"), write)
 
 
-def commit_features(encoded: pa.Table, store: FeatureStore) -> pa.Table:
-    """Encoded chunks in; they are in the store when their status rows come out.
+def commit_features(encoded: pa.Table, stores: list[FeatureStore]) -> Iterator[pa.Table]:
+    """Encoded chunks in; when their status rows come out, they are in the stores.
 
     Args:
-        encoded: SCHEMA's columns, `features` null where the chunk failed, and what else is to be reported.
-        store: where they go, as one part.
+        encoded: SCHEMA's columns, `features` null where the chunk failed, `dataset`, and what else is to be reported.
+        stores: of the datasets; the chunks of each go into one part.
 
-    Returns:
+    Yields:
         The rows without features, with num_frames.
     """
-    encoded = encoded.combine_chunks()
+    for number in encoded["dataset"].unique().to_pylist():
+        yield _commit(encoded.filter(pc.equal(encoded["dataset"], number)).combine_chunks(), stores[number])
+
+
+def _commit(encoded: pa.Table, store: FeatureStore) -> pa.Table:
     good = encoded.filter(encoded["features"].is_valid()).select(SCHEMA.names)
     if good.num_rows:
         write_part(store, good, uuid.uuid4().hex)
@@ -171,22 +191,20 @@ def read_index(
         chunks: C planned chunks.
         episode_index, layout, source: (E,) int64 of the dataset.
     """
-    parts = sorted(name for name in storage.list_files(store.location) if name.endswith(".parquet"))
-    with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(functools.partial(_read_part, store, columns=INDEX_COLUMNS), parts))
-    kept = [(number, table) for number, table in enumerate(tables) if table is not None]
-    if not kept:
+    parts, indices = _read_indices(store)
+    counts = [len(rows) for rows in indices]
+    if not sum(counts):
         empty = np.zeros(0, dtype=np.int64)
         return StoreIndex((), empty, np.zeros((0, BITMAP_BYTES), dtype=np.uint8), empty, empty)
-    rows = pa.concat_tables([table for _, table in kept]).combine_chunks()
-    part = np.concatenate([np.full(table.num_rows, number) for number, table in kept])
-    row = np.concatenate([np.arange(table.num_rows) for _, table in kept])
-    frames = np.frombuffer(b"".join(rows["frames"].to_pylist()), dtype=np.uint8).reshape(-1, BITMAP_BYTES)
+    rows = np.concatenate(indices)
+    part = np.repeat(np.arange(len(parts)), counts)
+    row = np.concatenate([np.arange(count) for count in counts])
+    frames = np.ascontiguousarray(rows["frames"])
     chunk = _find_chunks(rows, chunks, episode_index)
     planned = chunk >= 0
     owner = chunks.row[np.where(planned, chunk, 0)]
-    valid = planned & (rows["layout"].to_numpy() == layout[owner])
-    made_from = rows["source"].to_numpy()
+    valid = planned & (rows["layout"] == layout[owner])
+    made_from = rows["source"]
     valid &= (made_from == source[owner]) | ((source[owner] == NO_SOURCE) & _unambiguous(owner, made_from, valid))
     order = np.flatnonzero(valid)[np.argsort(chunk[valid], kind="stable")]
     return StoreIndex(tuple(parts), chunk[order], frames[order], part[order], row[order])
@@ -221,12 +239,9 @@ def read_chunk(store: FeatureStore, index: StoreIndex, chunk: int) -> tuple[np.n
 
 def plan_compaction(store: FeatureStore) -> list[list[str]]:
     """Groups of small parts worth merging: none while there are few."""
-    fs, root = storage.open_filesystem(store.location)
-    if not fs.exists(root):
-        return []
-    sizes = {info["name"].rsplit("/", 1)[-1]: info["size"] for info in fs.ls(root, detail=True)}
-    parts = [name for name in storage.list_files(store.location) if name.endswith(".parquet")]
-    small = sorted(name for name in parts if sizes.get(name, SMALL_PART_BYTES) < SMALL_PART_BYTES)
+    listed = storage.list_files(store.location)
+    sizes = {name: storage.size_of(stamp) for name, stamp in listed.items() if name.endswith(".parquet")}
+    small = sorted(name for name, size in sizes.items() if size < SMALL_PART_BYTES)
     if len(small) < NUM_SMALL_PARTS:
         return []
     groups: list[list[str]] = [[]]
@@ -254,20 +269,63 @@ def compact_parts(store: FeatureStore, names: list[str]) -> None:
         storage.remove_file(storage.join(store.location, name))
 
 
-def _read_part(store: FeatureStore, name: str, columns: list[str] | None = None) -> pa.Table | None:
+def _read_part(store: FeatureStore, name: str) -> pa.Table | None:
     """A part, or None where another run has just merged it away."""
     try:
         with storage.open_input(storage.join(store.location, name)) as stream:
-            return pq.read_table(stream, columns=columns)
+            return pq.read_table(stream)
     except FileNotFoundError:
         return None
 
 
-def _find_chunks(rows: pa.Table, chunks: Chunks, episode_index: np.ndarray) -> np.ndarray:
+def _read_indices(store: FeatureStore) -> tuple[list[str], list[np.ndarray]]:
+    """The names of all parts, and of each the rows without features.
+
+    Where another run merged a part away after it was listed, its rows are in one that was not: all is listed again.
+
+    Raises:
+        StoreError: the store changes faster than it can be read.
+    """
+    for _ in range(MAX_LISTINGS):
+        parts = sorted(name for name in storage.list_files(store.location) if name.endswith(".parquet"))
+        with ThreadPoolExecutor(16) as pool:
+            indices = list(pool.map(functools.partial(_read_part_index, store), parts))
+        whole = [index for index in indices if index is not None]
+        if len(whole) == len(parts):
+            return parts, whole
+    raise StoreError(f"{store.location}: parts vanish while they are read; let the other runs on this store end first")
+
+
+def _read_part_index(store: FeatureStore, name: str) -> np.ndarray | None:
+    """All but the features of a part's rows: (R,) INDEX_DTYPE; None where another run has just merged the part away."""
+    try:
+        # ParquetFile, since read_table takes 5 times as long for a file of many row groups
+        with storage.open_input(storage.join(store.location, name)) as stream, pq.ParquetFile(stream) as file:
+            stored = (file.metadata.metadata or {}).get(INDEX_KEY)
+            if stored is None:  # written before parts had one
+                return _index_rows(file.read(columns=INDEX_COLUMNS, use_threads=False))
+            return np.frombuffer(base64.b64decode(stored), dtype=INDEX_DTYPE)
+    except FileNotFoundError:
+        return None
+
+
+def _index_rows(table: pa.Table) -> np.ndarray:
+    """INDEX_COLUMNS of a table as (R,) INDEX_DTYPE."""
+    rows = np.zeros(table.num_rows, dtype=INDEX_DTYPE)
+    for name in INDEX_COLUMNS:
+        if name == "frames":
+            bitmaps = b"".join(table[name].to_pylist())
+            rows[name] = np.frombuffer(bitmaps, dtype=np.uint8).reshape(-1, BITMAP_BYTES)
+        else:
+            rows[name] = table[name].to_numpy()
+    return rows
+
+
+def _find_chunks(rows: np.ndarray, chunks: Chunks, episode_index: np.ndarray) -> np.ndarray:
     """Position in the plan of each store row's chunk, -1 where it is not planned."""
-    planned = _chunk_key(episode_index[chunks.row], chunks.start)
+    planned = chunk_keys(episode_index[chunks.row], chunks.start)
     order = np.argsort(planned, kind="stable")
-    wanted = _chunk_key(rows["episode_index"].to_numpy(), rows["start"].to_numpy())
+    wanted = chunk_keys(rows["episode_index"], rows["start"])
     place = np.minimum(np.searchsorted(planned[order], wanted), len(planned) - 1)
     return np.where(planned[order][place] == wanted, order[place], -1)
 
@@ -280,10 +338,6 @@ def _unambiguous(owner: np.ndarray, made_from: np.ndarray, valid: np.ndarray) ->
     recordings = np.unique(np.stack([owner[valid], made_from[valid]], axis=1), axis=0)
     episodes, counts = np.unique(recordings[:, 0], return_counts=True)
     return np.isin(owner, episodes[counts == 1])
-
-
-def _chunk_key(episode: np.ndarray, start: np.ndarray) -> np.ndarray:
-    return episode * (1 << 32) + start
 
 
 def _hash64(text: str) -> int:

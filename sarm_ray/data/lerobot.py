@@ -7,14 +7,15 @@ path that metadata names leaves the dataset's root. Frames are not read here (`d
 import string
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sarm_ray.data import storage
+from sarm_ray.data import hub, storage
+from sarm_ray.data.json_files import read_json, read_jsonl
 from sarm_ray.errors import DatasetError, name_list
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
@@ -96,21 +97,34 @@ def open_dataset(name: str, revision: str | None = None) -> Dataset:
     """Read a dataset's metadata.
 
     Args:
-        name: a local folder, an fsspec URL, or a Hub id (looked for in LeRobot's local folder first).
+        name: a local folder, an fsspec URL, hf://datasets/owner/name[@revision], or a Hub id (looked for in LeRobot's
+            local folder first).
         revision: of a Hub dataset.
 
     Raises:
         DatasetError: not a dataset, an unknown version, malformed metadata, or a path that leaves the root.
+        ConfigError: `revision` and the name's differ.
+        StoreError: the store that holds it does not answer or refuses us.
     """
-    if "://" in name or Path(name).expanduser().exists() or not storage.is_hub_id(name):
-        root = storage.absolute(name)
-        return _load(root, Path(root).name)
-    local = storage.lerobot_home() / name
-    if revision is None and (local / "meta" / "info.json").exists():
-        return _load(str(local), name)
-    snapshot = storage.download_from_hub(name, ["meta/*", "meta/**"], revision, "dataset")
+    repo_id, revision = hub.parse_dataset_uri(name, revision)
+    if repo_id == name:
+        if "://" in name or Path(name).expanduser().exists() or not hub.is_hub_id(name):
+            root = storage.absolute(name)
+            return _load(root, Path(root).name)
+        local = hub.lerobot_home() / name
+        if revision is None and (local / "meta" / "info.json").exists():
+            return _load(str(local), name)
+    return _load_from_hub(repo_id, revision)
+
+
+def _load_from_hub(repo_id: str, revision: str | None) -> Dataset:
+    snapshot = hub.download_from_hub(repo_id, ["meta/*", "meta/**"], revision, "dataset")
     commit = Path(snapshot).name  # the metadata's commit, so that a push meanwhile changes nothing
-    return replace(_load(snapshot, name, storage.list_hub_files(name, commit)), repo_id=name, revision=commit)
+    if not hub.is_offline():
+        return replace(_load(snapshot, repo_id, hub.list_repository(repo_id, commit)), repo_id=repo_id, revision=commit)
+    dataset = _load(snapshot, repo_id, hub.list_snapshot(snapshot))
+    notice = f"HF_HUB_OFFLINE is set: of {repo_id} at {commit[:8]} those files count that are on this machine"
+    return replace(dataset, repo_id=repo_id, revision=commit, notices=(notice, *dataset.notices))
 
 
 def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str | None = None) -> None:
@@ -118,11 +132,13 @@ def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str | None = None) -
     if dataset.repo_id is None or not len(rows):
         return
     files = dataset.camera_files(camera) if camera else dataset.data_files
-    storage.download_from_hub(dataset.repo_id, sorted({files.path(row) for row in rows}), dataset.revision, "dataset")
+    there = sorted({files.path(row) for row in rows} & dataset.files.keys())
+    if there:
+        hub.download_from_hub(dataset.repo_id, there, dataset.revision, "dataset")
 
 
 def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Dataset:
-    info = storage.read_json(root, "meta/info.json")
+    info = read_json(root, "meta/info.json")
     version, fps, features = info.get("codebase_version"), info.get("fps"), info.get("features")
     if version not in VERSIONS:
         raise DatasetError(f"{root}/meta/info.json: codebase_version {version!r} is not one of {', '.join(VERSIONS)}")
@@ -132,8 +148,11 @@ def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Datase
         raise DatasetError(f"{root}/meta/info.json: features must be an object, not {type(features).__name__}")
     if not all(isinstance(spec, dict) for spec in features.values()):
         raise DatasetError(f"{root}/meta/info.json: every feature must be an object with dtype and shape")
-    files = listing if listing is not None else _list_dataset(root, info)
     keys = [key for key, spec in features.items() if spec.get("dtype") == "video"]
+    for template in ("data_path", "video_path") if keys else ("data_path",):
+        if not isinstance(info.get(template), str):
+            raise DatasetError(f"{root}/meta/info.json: {template} must be a path template, not {info.get(template)!r}")
+    files = listing if listing is not None else _list_dataset(root, info)
     read = _read_v3 if version == "v3.0" else _read_v2
     try:
         table = read(root, info, keys, files)
@@ -175,18 +194,21 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
     columns += [f"videos/{key}/{part}" for key in video_keys for part in placed]
     tables = []
     for path in paths:
-        with storage.open_input(storage.join(root, "meta/episodes", path)) as stream:
-            names = pq.read_schema(stream).names
-            tables.append(pq.read_table(stream, columns=[name for name in columns if name in names]))
+        location = storage.join(root, "meta/episodes", path)
+        try:
+            with storage.open_input(location) as stream:
+                names = pq.read_schema(stream).names
+                tables.append(pq.read_table(stream, columns=[name for name in columns if name in names]))
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(f"{location}: not a readable parquet file ({str(error).splitlines()[0]})") from error
     episodes = pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("episode_index")
     length = _int_column(episodes, "length")
     notices: list[str] = []
 
     def placement(prefix: str, template: str, key: str | None) -> EpisodeFiles:
-        chunk, file = _int_column(episodes, f"{prefix}/chunk_index"), _int_column(episodes, f"{prefix}/file_index")
-        fields = [{"chunk_index": c, "file_index": f, "video_key": key} for c, f in zip(chunk, file, strict=True)]
+        fields = {name: _int_column(episodes, f"{prefix}/{name}") for name in ("chunk_index", "file_index")}
         start = episodes[f"{prefix}/from_timestamp"].to_numpy() if key else np.zeros(len(length))
-        return _episode_files(template, fields, start, files, notices)
+        return _episode_files(root, template, fields, key, start, files, notices)
 
     return {
         "episode_index": _int_column(episodes, "episode_index"),
@@ -204,17 +226,15 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
 
 
 def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]) -> dict[str, Any]:
-    episodes = sorted(storage.read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
+    episodes = sorted(read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
     episode_index = np.array([entry["episode_index"] for entry in episodes], dtype=np.int64)
     length = np.array([entry["length"] for entry in episodes], dtype=np.int64)
     chunks_size = int(info.get("chunks_size") or 1000)
     notices: list[str] = []
 
     def placement(template: str, key: str | None) -> EpisodeFiles:
-        fields = [
-            {"episode_index": e, "episode_chunk": e // chunks_size, "video_key": key} for e in episode_index.tolist()
-        ]
-        return _episode_files(template, fields, np.zeros(len(length)), files, notices)
+        fields = {"episode_index": episode_index, "episode_chunk": episode_index // chunks_size}
+        return _episode_files(root, template, fields, key, np.zeros(len(length)), files, notices)
 
     return {
         "episode_index": episode_index,
@@ -228,30 +248,40 @@ def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]
 
 
 def _episode_files(
-    template: str, fields: list[dict], start: np.ndarray, files: dict[str, str], notices: list[str]
+    root: str,
+    template: str,
+    fields: dict[str, np.ndarray],
+    key: str | None,
+    start: np.ndarray,
+    files: dict[str, str],
+    notices: list[str],
 ) -> EpisodeFiles:
-    """Resolve a path template for each episode; where it misses, take the one file of that name, and say so."""
+    """Resolve a path template for each episode; where it misses, take the one file of that name, and say so.
+
+    Args:
+        root: of the dataset, for messages.
+        template: of info.json.
+        fields: name in the template -> (E,) int64.
+        key: its video_key; None for the data files.
+        start: (E,) seconds, see EpisodeFiles.
+        files: path -> stamp, what is there.
+        notices: what was recovered from is added to it.
+    """
     named = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     if not named <= PATH_FIELDS:
-        raise DatasetError(f"meta/info.json: path template {template!r} uses {name_list(sorted(named - PATH_FIELDS))}")
-    wanted = [_inside_root(template.format(**entry)) for entry in fields]
-    key = fields[0]["video_key"] if fields else None
+        unknown, known = name_list(sorted(named - PATH_FIELDS)), name_list(sorted(PATH_FIELDS))
+        raise DatasetError(
+            f"{root}/meta/info.json: path template {template!r} uses {unknown}; LeRobot's fields are {known}"
+        )
+    # Thousands of episodes may share a file: each distinct place is formatted and checked once.
+    places, place = np.unique(np.stack(list(fields.values()), axis=1), axis=0, return_inverse=True)
+    distinct = [
+        _inside_root(root, template.format(**dict(zip(fields, values, strict=True)), video_key=key))
+        for values in places.tolist()
+    ]
+    wanted = [distinct[number] for number in place.reshape(-1).tolist()]
     missing = [path for path in dict.fromkeys(wanted) if path not in files]
-    found: dict[str, str] = {}
-    if missing:
-        by_name: dict[str, list[str]] = {}
-        for path in files:
-            if key is None or key in path.split("/"):
-                by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
-        top = template.split("/", 1)[0]
-        own = set(wanted)  # a file that the template gives to another episode is not this one's
-        for path in missing:
-            named_so = by_name.get(path.rsplit("/", 1)[-1], [])
-            candidates = [c for c in named_so if c.startswith(f"{top}/") and c not in own]
-            if len(candidates) == 1:
-                found[path] = candidates[0]
-        claims = Counter(found.values())
-        found = {path: place for path, place in found.items() if claims[place] == 1}
+    found = _find_by_name(missing, set(wanted), files, template.split("/", 1)[0], key) if missing else {}
     if found:
         example = next(iter(found))
         notices.append(
@@ -266,10 +296,31 @@ def _episode_files(
     )
 
 
-def _inside_root(path: str) -> str:
-    parts = PurePosixPath(path).parts
+def _find_by_name(
+    missing: list[str], own: set[str], files: dict[str, str], top: str, key: str | None
+) -> dict[str, str]:
+    """Missing path -> the one file of that name under `top` (and the camera `key`) that no other path claims.
+
+    A file that the template gives to another episode (one in `own`) is not this one's.
+    """
+    by_name: dict[str, list[str]] = {}
+    for path in files:
+        if key is None or key in path.split("/"):
+            by_name.setdefault(path.rsplit("/", 1)[-1], []).append(path)
+    found = {}
+    for path in missing:
+        named_so = by_name.get(path.rsplit("/", 1)[-1], [])
+        candidates = [c for c in named_so if c.startswith(f"{top}/") and c not in own]
+        if len(candidates) == 1:
+            found[path] = candidates[0]
+    claims = Counter(found.values())
+    return {path: place for path, place in found.items() if claims[place] == 1}
+
+
+def _inside_root(root: str, path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts or path.startswith(("/", "\\")) or ".." in parts or "\\" in path or ":" in parts[0]:
-        raise DatasetError(f"meta/info.json: path {path!r} leaves the dataset's folder")
+        raise DatasetError(f"{root}/meta/info.json: path {path!r} leaves the dataset's folder")
     return "/".join(parts)
 
 

@@ -10,16 +10,18 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sarm_ray.core.episodes import BITMAP_BYTES, Chunks, frames_of
+from sarm_ray.core.episodes import BITMAP_BYTES, Chunks, chunk_keys, frames_of
 from sarm_ray.core.progress import interpolate_progress
 from sarm_ray.data import storage
-from sarm_ray.errors import DatasetError
+from sarm_ray.errors import DatasetError, name_list
 
 ROWS_PER_GROUP = 2**20
 PARTS_PREFIX = "parts-"
@@ -38,7 +40,9 @@ FAILED_SCHEMA = pa.schema(
 
 
 def part_schema(heads: tuple[str, ...]) -> pa.Schema:
-    """Columns of part files; `num_holes` counts windows that scored NaN; a chunk with any is scored again next time."""
+    """Columns of part files; `num_holes` counts windows that scored NaN, and is 1 at least where the chunk has a failure to
+    report; a chunk with any is scored again next time.
+    """
     fields = [
         ("episode_index", pa.int64()),
         ("start", pa.int64()),
@@ -61,38 +65,41 @@ def write_part(folder: str, name: str, table: pa.Table) -> None:
     storage.write_atomically(storage.join(folder, f"{name}.parquet"), lambda stream: pq.write_table(table, stream))
 
 
-def commit_scores(scored: pa.Table, folder: str, heads: tuple[str, ...]) -> pa.Table:
-    """Scored chunks in; they are in a part when their status rows come out.
+def commit_scores(scored: pa.Table, folders: list[str], heads: tuple[str, ...]) -> Iterator[pa.Table]:
+    """Scored chunks in; when their status rows come out, they are in parts.
 
     Args:
-        scored: part_schema's columns and what else is to be reported.
-        folder: of the parts.
+        scored: part_schema's columns, `dataset`, and what else is to be reported.
+        folders: of the datasets' parts; the chunks of each dataset go into one.
         heads: in the table.
 
-    Returns:
+    Yields:
         The other columns, with num_frames.
     """
     names = part_schema(heads).names
-    write_part(folder, uuid.uuid4().hex, scored.select(names))
-    num_frames = [len(frames_of(bitmap, 0)) for bitmap in scored["frames"].to_pylist()]
-    return scored.drop_columns(names).append_column("num_frames", pa.array(num_frames, type=pa.int64()))
+    for number in scored["dataset"].unique().to_pylist():
+        own = scored.filter(pc.equal(scored["dataset"], number))
+        write_part(folders[number], uuid.uuid4().hex, own.select(names))
+        num_frames = [len(frames_of(bitmap, 0)) for bitmap in own["frames"].to_pylist()]
+        yield own.drop_columns(names).append_column("num_frames", pa.array(num_frames, type=pa.int64()))
 
 
 def read_done(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the parts hold: episode_index (R,), start (R,) and num_holes (R,), int64 each."""
-    tables = _read_parts(folder, PART_KEYS)
+    tables = _read_parts(folder, _part_names(folder), PART_KEYS)
     if not tables:
         return (np.zeros(0, dtype=np.int64),) * 3
     table = pa.concat_tables(tables)
     return table["episode_index"].to_numpy(), table["start"].to_numpy(), table["num_holes"].to_numpy()
 
 
-def remove_parts(run_folder: str) -> None:
-    """Remove the parts of a run that is done, and of runs with other options that never ended."""
-    fs, root = storage.open_filesystem(run_folder)
-    for path in fs.ls(root, detail=False) if fs.exists(root) else []:
-        if path.rstrip("/").rsplit("/", 1)[-1].startswith(PARTS_PREFIX):
-            fs.rm(path, recursive=True)
+def remove_files(folder: str, prefix: str) -> None:
+    """Remove a run folder's files and folders whose names begin so: parts of a run that is done, and of runs with other
+    options that never ended; what killed runs left.
+    """
+    for name in storage.list_names(folder):
+        if name.startswith(prefix):
+            storage.remove_folder(storage.join(folder, name))
 
 
 def merge_parts(
@@ -114,13 +121,14 @@ def merge_parts(
     Yields:
         Tables with the final columns, and `probabilities_<head>` lists (null for frames that were interpolated).
     """
-    places = _locate_chunks(folder)
-    for row, start in zip(chunks.row.tolist(), chunks.start.tolist(), strict=True):
-        if (int(episode_index[row]), start) not in places:
-            raise DatasetError(
-                f"{folder}: episode {episode_index[row]}, frames {start} and on, were scored but are not there for this "
-                "process; put --output where all nodes reach it"
-            )
+    names, part, position = _locate_chunks(folder, chunk_keys(episode_index[chunks.row], chunks.start))
+    lost = np.flatnonzero(part < 0)
+    if len(lost):
+        row, start = chunks.row[lost[0]], chunks.start[lost[0]]
+        raise DatasetError(
+            f"{folder}: episode {episode_index[row]}, frames {start} and on, were scored but are not there for this process"
+            "; put --output where all nodes reach it"
+        )
     read = functools.lru_cache(maxsize=64)(functools.partial(_read_part, folder))
     pending: list[pa.Table] = []
     num_rows = 0
@@ -128,10 +136,7 @@ def merge_parts(
     for first, last in itertools.pairwise(bounds):
         row = int(chunks.row[first])
         episode, length = int(episode_index[row]), int(lengths[row])
-        scored = []
-        for start in chunks.start[first:last].tolist():
-            name, position = places[episode, start]
-            scored.append(read(name).slice(position, 1))
+        scored = [read(names[part[chunk]]).slice(position[chunk], 1) for chunk in range(first, last)]
         pending.append(_episode_rows(pa.concat_tables(scored), heads, episode, length, int(from_index[row])))
         num_rows += length
         if num_rows >= ROWS_PER_GROUP:
@@ -139,6 +144,114 @@ def merge_parts(
             pending, num_rows = [], 0
     if pending:
         yield pa.concat_tables(pending)
+
+
+@dataclass(frozen=True)
+class ProgressBlock:
+    """Whole episodes of a progress file, one after the other.
+
+    Args:
+        index: (n,) int64, global frame index.
+        episode_index: (n,) int64.
+        lengths: (e,) int64, frames of each episode, n together.
+        progress: (n,) float, NaN where there is none.
+    """
+
+    index: np.ndarray
+    episode_index: np.ndarray
+    lengths: np.ndarray
+    progress: np.ndarray
+
+
+def read_progress_blocks(location: str, head: str, num_rows: int = ROWS_PER_GROUP) -> Iterator[ProgressBlock]:
+    """A progress file, LeRobot's or ours, about `num_rows` rows at a time and never less than an episode.
+
+    Raises:
+        DatasetError: not a readable parquet file, no such head, or rows that are not the frames of episodes in order.
+    """
+    columns = ["index", "episode_index", f"progress_{head}"]
+    held: list[pa.RecordBatch] = []
+    try:
+        with storage.open_input(location) as stream, pq.ParquetFile(stream) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                found = name_list(file.schema_arrow.names)
+                raise DatasetError(f"{location}: no column {missing[0]!r}; it has {found}")
+            for batch in file.iter_batches(min(num_rows, 2**16), columns=columns):
+                held.append(batch)
+                if sum(each.num_rows for each in held) >= num_rows:
+                    table = pa.Table.from_batches(held).combine_chunks()
+                    episode = table["episode_index"].to_numpy()
+                    whole = len(episode) - int((episode[::-1] != episode[-1]).argmax())
+                    if episode[0] != episode[-1]:  # the last one may go on in the next batch
+                        yield _progress_block(location, table.slice(0, whole), head)
+                        table = table.slice(whole)
+                    held = table.to_batches()
+    except FileNotFoundError:
+        raise DatasetError(f"{location}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{location}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    if held:
+        yield _progress_block(location, pa.Table.from_batches(held), head)
+
+
+def read_episode_progress(location: str, head: str, first: int, length: int) -> np.ndarray:
+    """Progress of one episode from a progress file.
+
+    Args:
+        location: the file.
+        head: `sparse` or `dense`.
+        first: global index of the episode's first frame.
+        length: L, its frames.
+
+    Returns:
+        (L,) float, NaN where there is none.
+
+    Raises:
+        DatasetError: the file cannot be read, or does not have these frames or this head.
+    """
+    return _episode_column(location, f"progress_{head}", first, length).to_numpy(zero_copy_only=False)
+
+
+def read_episode_probabilities(location: str, head: str, first: int, length: int) -> np.ndarray | None:
+    """Stage probabilities of one episode from stage_probabilities.parquet; arguments and errors as for its progress.
+
+    Returns:
+        (L, K) float32, NaN rows for frames that were interpolated; None where there is no frame with any.
+    """
+    lists = _episode_column(location, head, first, length)
+    present = lists.is_valid().to_numpy(zero_copy_only=False)
+    if not present.any():
+        return None
+    flat = lists.drop_null().flatten().to_numpy(zero_copy_only=False)
+    probabilities = np.full((length, len(flat) // int(present.sum())), np.nan, dtype=np.float32)
+    probabilities[present] = flat.reshape(int(present.sum()), -1)
+    return probabilities
+
+
+def _episode_column(location: str, column: str, first: int, length: int) -> pa.Array:
+    """Only row groups that can hold the frames are read."""
+    frames = [("index", ">=", first), ("index", "<", first + length)]
+    try:
+        with storage.open_input(location) as stream:
+            table = pq.read_table(stream, columns=["index", column], filters=frames).sort_by("index")
+    except FileNotFoundError:
+        raise DatasetError(f"{location}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{location}: {column!r} cannot be read ({str(error).splitlines()[0]})") from error
+    if table.num_rows != length:
+        raise DatasetError(f"{location}: has {table.num_rows} of the frames {first} to {first + length - 1}")
+    return table[column].combine_chunks()
+
+
+def _progress_block(location: str, table: pa.Table, head: str) -> ProgressBlock:
+    index, episode = table["index"].to_numpy(), table["episode_index"].to_numpy()
+    progress = table[f"progress_{head}"].to_numpy()  # a null becomes NaN
+    ends = np.flatnonzero(np.diff(episode, append=episode[-1:] + 1)) + 1
+    step = np.diff(index)
+    if (step < 1).any() or (step[np.diff(episode) == 0] != 1).any():
+        raise DatasetError(f"{location}: its rows are not every frame of its episodes, sorted by index")
+    return ProgressBlock(index, episode, np.diff(ends, prepend=0), progress)
 
 
 def write_progress(output: str, tables: Callable[[], Iterator[pa.Table]], schema: pa.Schema) -> int:
@@ -164,12 +277,7 @@ def write_probabilities(location: str, heads: tuple[str, ...], tables: Callable[
 
 
 def write_json(location: str, value: dict) -> None:
-    text = (json.dumps(value, indent=2) + "\n").encode()
-    storage.write_atomically(location, lambda stream: stream.write(text))
-
-
-def write_text(location: str, text: str) -> None:
-    storage.write_atomically(location, lambda stream: stream.write(text.encode()))
+    storage.write_file(location, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_failed(location: str, failures: list[dict]) -> None:
@@ -204,22 +312,27 @@ def _scatter_lists(flat: pa.Array, computed: np.ndarray, length: int) -> pa.Arra
     return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, mask=pa.array(~present))
 
 
-def _locate_chunks(folder: str) -> dict[tuple[int, int], tuple[str, int]]:
-    """Chunk -> its part and row; of several the one with the fewest holes, because features are only ever added."""
+def _locate_chunks(folder: str, wanted: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The part of each wanted chunk, and its row in there: file names, (C,) int64 into them (-1 where there is none), (C,)
+    int64. Of several rows of a chunk the one with the fewest holes counts, because features are only ever added.
+    """
     names = _part_names(folder)
-    places: dict[tuple[int, int], tuple[str, int]] = {}
-    fewest: dict[tuple[int, int], int] = {}
-    for name, table in zip(names, _read_parts(folder, PART_KEYS), strict=True):
-        for position, row in enumerate(table.to_pylist()):
-            chunk = (row["episode_index"], row["start"])
-            if chunk not in places or row["num_holes"] < fewest[chunk]:
-                places[chunk], fewest[chunk] = (name, position), row["num_holes"]
-    return places
+    tables = _read_parts(folder, names, PART_KEYS)
+    if not tables:
+        return names, np.full(len(wanted), -1), np.zeros(len(wanted), dtype=np.int64)
+    part = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    position = np.concatenate([np.arange(table.num_rows) for table in tables])
+    rows = pa.concat_tables(tables)
+    keys = chunk_keys(rows["episode_index"].to_numpy(), rows["start"].to_numpy())
+    order = np.lexsort((rows["num_holes"].to_numpy(), keys))
+    place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
+    found = keys[order][place] == wanted
+    return names, np.where(found, part[order][place], -1), position[order][place]
 
 
-def _read_parts(folder: str, columns: list[str]) -> list[pa.Table]:
+def _read_parts(folder: str, names: list[str], columns: list[str]) -> list[pa.Table]:
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda name: _read_part(folder, name, columns), _part_names(folder)))
+        return list(pool.map(lambda name: _read_part(folder, name, columns), names))
 
 
 def _read_part(folder: str, name: str, columns: list[str] | None = None) -> pa.Table:

@@ -1,11 +1,13 @@
 """Where bytes lie: local paths, fsspec URLs and Hub repositories; atomic writes; file stamps.
 
 A location is a string: an absolute local path or a URL that fsspec knows. Nobody ever sees a partial file: writers go
-through `write_atomically`.
+through `write_atomically`. Every call to a remote store answers for now: listings are never cached, because the driver and
+the workers write behind each other's back. What a store's library raises becomes a StoreError (`store_errors`), but for a
+missing file, which is a FileNotFoundError everywhere.
 """
 
 import contextlib
-import json
+import errno
 import os
 import platform
 import tempfile
@@ -18,9 +20,15 @@ import fsspec
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
-from sarm_ray.errors import DatasetError
+from sarm_ray.data.store_errors import EXTRAS, ExplainedFile, explained
+from sarm_ray.errors import DatasetError, StoreError, StoreInterruptedError
 
 TEMPORARY_PREFIX = ".tmp-"
+BLOCK_BYTES = 2**20
+PIECE_BYTES = 16 * 2**20
+BUFFER_BYTES = 32 * 2**20
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.ENOTDIR, errno.EEXIST}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _HOST = platform.node().replace("-", "_") or "localhost"
 
 
@@ -29,11 +37,26 @@ def open_filesystem(location: str) -> tuple[Any, str]:
 
     Raises:
         DatasetError: a scheme that fsspec does not know, or whose package is not installed.
+        StoreError: the store refuses us already.
     """
+    scheme = location.split("://", 1)[0]
+    options = {"use_listings_cache": False} if "://" in location else {}
     try:
-        return fsspec.core.url_to_fs(location)
-    except (ImportError, ValueError) as error:
+        with explained(location):
+            return fsspec.core.url_to_fs(location, **options)
+    except ImportError as error:
+        extra = f"; pip install 'sarm-ray[{EXTRAS[scheme]}]'" if scheme in EXTRAS else ""
+        raise DatasetError(f"{location}: {error}{extra}") from error
+    except ValueError as error:
         raise DatasetError(f"{location}: {error}") from error
+
+
+@contextlib.contextmanager
+def _opened(location: str) -> Iterator[tuple[Any, str]]:
+    """A filesystem and the path inside it; what a remote one raises inside comes out in our words."""
+    fs, path = open_filesystem(location)
+    with contextlib.nullcontext() if isinstance(fs, LocalFileSystem) else explained(location):
+        yield fs, path
 
 
 def is_local(location: str) -> bool:
@@ -41,8 +64,11 @@ def is_local(location: str) -> bool:
 
 
 def absolute(location: str) -> str:
-    """A local path made absolute with `~` resolved; a URL as it is."""
-    return location if "://" in location else str(Path(location).expanduser().resolve())
+    """A local path made absolute with `~` resolved; a URL as it is, without slashes at its end."""
+    if "://" not in location:
+        return str(Path(location).expanduser().resolve())
+    scheme, _, path = location.partition("://")
+    return f"{scheme}://{path.rstrip('/') or path[:1]}"
 
 
 def join(location: str, *parts: str) -> str:
@@ -54,84 +80,104 @@ def parent(location: str) -> str:
 
 
 def exists(location: str) -> bool:
-    fs, path = open_filesystem(location)
-    return bool(fs.exists(path))
+    with _opened(location) as (fs, path):
+        return bool(fs.exists(path))
 
 
 def is_folder(location: str) -> bool:
-    fs, path = open_filesystem(location)
-    return bool(fs.isdir(path))
+    with _opened(location) as (fs, path):
+        return bool(fs.isdir(path))
 
 
 def read_bytes(location: str) -> bytes:
+    with _opened(location) as (fs, path):
+        return fs.cat_file(path)
+
+
+def open_input(location: str, block_bytes: int = BLOCK_BYTES) -> IO[bytes]:
+    """A file to read at any place. Of a remote one blocks are fetched as they are needed, and the last few kept."""
     fs, path = open_filesystem(location)
-    return fs.cat_file(path)
+    if isinstance(fs, LocalFileSystem):
+        return fs.open(path, "rb")
+    cache = {"maxblocks": max(BUFFER_BYTES // block_bytes, 1)}
+    with explained(location):
+        stream = fs.open(path, "rb", block_size=block_bytes, cache_type="blockcache", cache_options=cache)
+    return cast(IO[bytes], ExplainedFile(location, stream))
 
 
-def read_json(root: str, path: str, missing: dict | None = None) -> dict:
-    location = join(root, path)
-    try:
-        value = json.loads(read_bytes(location))
-    except FileNotFoundError:
-        if missing is not None:
-            return missing
-        raise DatasetError(f"{root}: not a LeRobot dataset (there is no {path})") from None
-    except ValueError as error:
-        raise DatasetError(f"{location}: malformed JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DatasetError(f"{location}: expected an object, found {type(value).__name__}")
-    return value
+def read_pieces(location: str, size: int) -> Iterator[bytes]:
+    """A whole remote file of `size` bytes, in pieces.
+
+    Raises:
+        StoreInterruptedError: the file is shorter.
+    """
+    for start in range(0, size, PIECE_BYTES):
+        stop = min(start + PIECE_BYTES, size)
+        with _opened(location) as (fs, path):
+            piece = fs.cat_file(path, start=start, end=stop)
+        if len(piece) != stop - start:
+            raise StoreInterruptedError(f"{location}: {start + len(piece)} of {size} bytes came")
+        yield piece
 
 
-def read_jsonl(root: str, path: str, missing: bool = False) -> list[dict]:
-    location = join(root, path)
-    try:
-        lines = read_bytes(location).decode().splitlines()
-    except FileNotFoundError:
-        if missing:
-            return []
-        raise DatasetError(f"{root}: there is no {path}") from None
-    entries = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                entries.append(json.loads(line))
-            except ValueError as error:
-                raise DatasetError(f"{location}: line {number}: malformed JSON ({error})") from error
-    return entries
+def file_stamp(location: str) -> str:
+    """The stamp of one file as it is now.
 
-
-def open_input(location: str) -> IO[bytes]:
-    fs, path = open_filesystem(location)
-    return fs.open(path, "rb")
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with _opened(location) as (fs, path):
+        info = fs.info(path)
+    if info.get("type") == "directory":
+        raise FileNotFoundError(location)
+    return stamp_of(info)
 
 
 def list_files(location: str) -> dict[str, str]:
     """Finished files below a folder, which need not exist: path relative to it -> stamp (see `stamp_of`)."""
-    fs, root = open_filesystem(location)
-    if not fs.exists(root):
-        return {}
-    root = fs._strip_protocol(root).rstrip("/")
-    if isinstance(fs, LocalFileSystem):
-        return dict(_walk_local(root))
-    found = fs.find(root, detail=True).items()
-    return {path[len(root) + 1 :]: stamp_of(info) for path, info in found if not _is_temporary(path)}
+    with _opened(location) as (fs, root):
+        root = fs._strip_protocol(root).rstrip("/")
+        if isinstance(fs, LocalFileSystem):
+            return dict(_walk_local(root))
+        try:
+            found = fs.find(root, detail=True).items()
+        except FileNotFoundError:
+            found = ()
+    # Some tools leave empty objects `folder/` in a bucket; they are no files.
+    listed = {path[len(root) + 1 :]: stamp_of(info) for path, info in found if not _is_temporary(path)}
+    return {path: stamp for path, stamp in listed.items() if path and not path.endswith("/")}
+
+
+def list_names(location: str) -> list[str]:
+    """Names of the files and folders right inside a folder, which need not exist."""
+    with _opened(location) as (fs, root):
+        paths = fs.ls(root, detail=False) if fs.exists(root) else []
+    return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
 
 def _walk_local(root: str) -> Iterator[tuple[str, str]]:
     """Links are followed, and stamped by what they lead to: datasets are often spread over disks that way."""
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118  # a Path for each of a million files takes minutes
-            if not _is_temporary(path) and os.path.exists(path):  # noqa: PTH110
+            if name.startswith(TEMPORARY_PREFIX):
+                continue
+            path = f"{folder}/{name}"  # a Path for each of a million files takes minutes
+            try:
                 status = os.stat(path)  # noqa: PTH116
-                yield path[len(root) + 1 :], stamp_of({"size": status.st_size, "mtime": status.st_mtime})
+            except OSError:
+                continue  # a link that leads nowhere
+            yield path[len(root) + 1 :], stamp_of({"size": status.st_size, "mtime": status.st_mtime})
 
 
 def stamp_of(info: dict) -> str:
-    """What changes when a file is written anew: its size with its etag, or with its mtime."""
-    tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
-    return f"{info.get('size', 0)}-{tag}"
+    """What changes when a file is written anew: its size with its etag or content id, or with its mtime."""
+    tags = (info.get(key) for key in ("ETag", "etag", "blob_id", "mtime", "LastModified", "Last-Modified"))
+    return f"{info.get('size', 0)}-{next((tag for tag in tags if tag), '')}"
+
+
+def size_of(stamp: str) -> int:
+    """The size in a stamp, bytes."""
+    return int(stamp.partition("-")[0])
 
 
 def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> None:
@@ -146,19 +192,76 @@ def write_atomically(location: str, write: Callable[[IO[bytes]], object]) -> Non
         with tempfile.NamedTemporaryFile() as spool:
             write(cast(IO[bytes], spool))
             spool.flush()
-            fs.put_file(spool.name, path)
+            with explained(location):
+                fs.put_file(spool.name, path)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
-    try:
+    with _new_local_file(location, target) as temporary:
         with temporary.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
+
+
+@contextlib.contextmanager
+def _new_local_file(location: str, target: Path) -> Iterator[Path]:
+    """A temporary name beside a target whose folder is there; nothing of that name is left afterwards.
+
+    Raises:
+        StoreError: the disk is full, or nothing may be written there.
+    """
+    temporary = _temporary_beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise StoreError(f"{location}: cannot be written ({error.strerror}); what is finished is kept") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_file(location: str, content: bytes) -> None:
+    """A small file, whole or not at all."""
+    write_atomically(location, lambda stream: stream.write(content))
+
+
+def create_file(location: str, content: bytes) -> bool:
+    """Write a small file unless there is one: True where it was made. Whoever reads it finds it whole.
+
+    Atomic on local disks and on S3 (conditional put); other stores look first, so two creators within milliseconds of each
+    other may both believe it.
+    """
+    fs, path = open_filesystem(location)
+    if not isinstance(fs, LocalFileSystem):
+        with contextlib.suppress(FileExistsError), explained(location):
+            fs.pipe_file(path, content, mode="create")
+            return True
+        return False
+    with _new_local_file(location, Path(path)) as temporary:
+        temporary.write_bytes(content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _create_unlinked(Path(path), content)
+    return True
+
+
+def _create_unlinked(target: Path, content: bytes) -> bool:
+    """For file systems without hard links: made at most once, but for an instant there without its content."""
+    try:
+        with target.open("xb") as stream:
+            stream.write(content)
+    except FileExistsError:
+        return False
+    return True
 
 
 def remove_temporaries(location: str) -> None:
@@ -168,15 +271,45 @@ def remove_temporaries(location: str) -> None:
         return
     for path in folder.glob(f"{TEMPORARY_PREFIX}{_HOST}-*"):
         pid = path.name[len(TEMPORARY_PREFIX) + len(_HOST) + 1 :].split("-", 1)[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if pid.isdigit() and not _is_written(path, int(pid)):
             path.unlink(missing_ok=True)
+
+
+def start_of_process(pid: int) -> float | None:
+    """When a process of this machine was started, in seconds since 1970; None where there is none that still runs.
+
+    A dead process that nobody has waited for (in a container often nobody does) is no running one.
+    """
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def remove_file(location: str) -> None:
     """Remove a file; one that is not there is no error."""
-    fs, path = open_filesystem(location)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _opened(location) as (fs, path):
         fs.rm_file(path)
+
+
+def remove_folder(location: str) -> None:
+    """Remove a folder with all that is in it; one that is not there is no error."""
+    with contextlib.suppress(FileNotFoundError), _opened(location) as (fs, path):
+        fs.rm(path, recursive=True)
+
+
+def _temporary_beside(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
+
+
+def _is_written(temporary: Path, pid: int) -> bool:
+    """Whether the process that began a temporary file still runs, and not a later one of the same number."""
+    started = start_of_process(pid)
+    try:
+        return started is not None and started < temporary.stat().st_mtime + 1.0
+    except FileNotFoundError:
+        return False
 
 
 def _is_temporary(path: str) -> bool:
@@ -191,59 +324,4 @@ def is_writable_folder(location: str) -> bool:
 
 def user_cache() -> str:
     """Where this user's derived files go: $SARM_RAY_CACHE, else $XDG_CACHE_HOME/sarm_ray, else ~/.cache/sarm_ray."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return absolute(os.environ.get("SARM_RAY_CACHE") or f"{base}/sarm_ray")
-
-
-def is_hub_id(name: str) -> bool:
-    """`owner/name` and nothing that looks like a path or URL."""
-    owner, _, repository = name.partition("/")
-    return bool(owner) and bool(repository) and "/" not in repository and not name.startswith((".", "~", "/"))
-
-
-def lerobot_home() -> Path:
-    """LeRobot's own place for datasets: $HF_LEROBOT_HOME, else $HF_HOME/lerobot."""
-    hub_home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
-    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(hub_home) / "lerobot").expanduser()
-
-
-def download_from_hub(repo_id: str, patterns: list[str], revision: str | None, repo_type: str) -> str:
-    """The given files of a Hub repository, in the Hub's own cache.
-
-    Args:
-        repo_id: `owner/name`.
-        patterns: exact file names or globs; nothing else is fetched.
-        revision: branch, tag or commit; None is the default branch.
-        repo_type: `dataset` or `model`.
-
-    Returns:
-        The local snapshot folder.
-
-    Raises:
-        DatasetError: the repository cannot be had.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return snapshot_download(repo_id, repo_type=repo_type, revision=revision, allow_patterns=patterns)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise DatasetError(
-            f"{repo_id}: no such local folder, and the Hub has no such {repo_type} within reach ({_first_line(error)})"
-        ) from error
-
-
-def list_hub_files(repo_id: str, revision: str | None) -> dict[str, str]:
-    """All files of a Hub dataset: path -> stamp (size and content id), without fetching any."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    try:
-        tree = list(HfApi().list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True))
-    except Exception as error:  # a lost connection comes as an error of whatever HTTP library it uses
-        raise DatasetError(f"{repo_id}: the Hub does not list its files ({_first_line(error)})") from error
-    return {entry.path: f"{entry.size}-{entry.blob_id}" for entry in tree if isinstance(entry, RepoFile)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return absolute(os.environ.get("SARM_RAY_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sarm_ray")

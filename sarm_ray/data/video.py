@@ -9,19 +9,22 @@ import functools
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import IO
 
 import av
 import av.error
 import numpy as np
 import pyarrow as pa
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from sarm_ray.data import storage
+from sarm_ray.data import node_cache
 from sarm_ray.data.rows import read_episode_table
 from sarm_ray.errors import DatasetError, VideoError
 
 TOLERANCE_FRAMES = 0.499
 EXACT_S = 1e-3
+LFS_POINTER = b"version https://git-lfs"
 REORDER_FRAMES = 16  # no codec shows a frame more than this many places before one that it decodes first
 
 
@@ -61,10 +64,12 @@ def read_frames(
         return
     num_done = 0
     try:
-        with storage.open_input(location) as stream, av.open(stream, mode="r") as container:
-            for result in _decode(location, container, requests, fps, size):
-                num_done += 1
-                yield result
+        with node_cache.open_input(location) as stream:
+            _refuse_what_is_no_video(stream)
+            with av.open(stream, mode="r") as container:
+                for result in _decode(location, container, requests, fps, size):
+                    num_done += 1
+                    yield result
     except FileNotFoundError:
         cause = "no such file"
     except (av.error.FFmpegError, OSError, IndexError, ValueError) as error:
@@ -101,6 +106,7 @@ class _Assembly:
         self.distance = np.full(len(self.times), np.inf)
         self.pixels: dict[int, np.ndarray] = {}
         self.num_done = 0
+        self.reformatter = VideoReformatter()
 
     def wanted(self, times: np.ndarray) -> np.ndarray:
         """Which presentation times are near a wanted one: (n,) float64 -> (n,) bool."""
@@ -118,8 +124,16 @@ class _Assembly:
         if chunk not in self.pixels:
             shape = (len(self.requests[chunk].frames), self.size, self.size, 3)
             self.pixels[chunk] = np.empty(shape, dtype=np.uint8)
-        self.pixels[chunk][slot - first] = resize_and_crop(frame.to_ndarray(format="rgb24"), self.size)
+        self.pixels[chunk][slot - first] = resize_and_crop(self._rgb(frame), self.size)
         self.distance[slot] = distance
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """The picture, (H, W, 3) uint8, over the converter's own memory: `to_ndarray` makes a converter for every frame and
+        copies what comes out of it, which together take a sixth of the whole.
+        """
+        plane = self.reformatter.reformat(frame, format="rgb24").planes[0]
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(plane.height, plane.line_size)
+        return rows[:, : plane.width * 3].reshape(plane.height, plane.width, 3)
 
     def forget(self, times: np.ndarray) -> None:
         """Take back what frames at these times have filled, in chunks that are not finished."""
@@ -175,9 +189,21 @@ class _Group:
         return [pts for pts in self.pts if self.is_suspect(pts)]
 
 
+def _refuse_what_is_no_video(stream: IO[bytes]) -> None:
+    """Say of two common mishaps more than ffmpeg would."""
+    head = stream.read(len(LFS_POINTER))
+    stream.seek(0)
+    if not head:
+        raise ValueError("it is empty")
+    if head == LFS_POINTER:
+        raise ValueError("it is a Git LFS pointer; fetch the video with git lfs pull")
+
+
 def _decode(
     location: str, container: av.container.InputContainer, requests: list[FrameRequest], fps: float, size: int
 ) -> Iterator[np.ndarray | VideoError]:
+    if not container.streams.video:
+        raise ValueError("it has no video stream")
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1
     assembly = _Assembly(requests, fps, size)
@@ -295,7 +321,7 @@ def _read_images(
     try:
         table = read(request.episode_index)
     except DatasetError as error:
-        return VideoError(location, None, str(error))
+        return VideoError(location, None, str(error).removeprefix(f"{location}: "))
     has_numbers = "frame_index" in table.column_names
     numbers = table["frame_index"].to_numpy() if has_numbers else np.arange(table.num_rows)
     rows = np.searchsorted(numbers, request.frames)
@@ -313,4 +339,5 @@ def _read_images(
 
 
 def _reason(error: Exception) -> str:
-    return str(error).split(": '")[0].strip() or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)  # without ffmpeg's number and the path
+    return text.strip() or type(error).__name__

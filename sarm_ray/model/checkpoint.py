@@ -1,14 +1,14 @@
-"""SARM checkpoints: LeRobot's files, read and written, and our sidecar beside them.
+"""SARM checkpoints, read: LeRobot's files, and our sidecar beside them. `checkpoint_writer.py` writes them.
 
 config.json          LeRobot's SARMConfig, exactly its known keys (it rejects others)
 model.safetensors    the networks, LeRobot's tensor names
 *normalizer*.safetensors   LeRobot's record of the training statistics, `<feature>.<stat>`
-sarm_ray.json        ours: encoder, window, fps, image keys; absent from a checkpoint that LeRobot trained
+sarm_ray.json        ours: encoder, window, fps, cameras, data, metrics; absent from a checkpoint that LeRobot trained
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sarm_ray.core.progress import stage_breakpoints
 from sarm_ray.core.windows import Window
@@ -104,13 +104,26 @@ class StateNormalizer:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What LeRobot's files do not record."""
+    """What LeRobot's files do not record.
+
+    Args:
+        encoder, encoder_weights: which image encoder, and the sha256 of its weights.
+        window: what a window shows, see `core/windows.py`.
+        fps: of the training data; None where frame_gap is in frames of whatever is scored.
+        image_keys: cameras it was trained on.
+        task_texts: of the training data.
+        data_fingerprint: of the training data.
+        metrics: how well it did, by name.
+    """
 
     encoder: str
     encoder_weights: str
     window: Literal["centered", "past"] = "centered"
     fps: float | None = None
     image_keys: list[str] = field(default_factory=list)
+    task_texts: list[str] = field(default_factory=list)
+    data_fingerprint: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
     format: int = 1
 
 
@@ -168,32 +181,19 @@ def load_model(checkpoint: Checkpoint) -> Sarm:
     Raises:
         CheckpointError: unreadable weights, or names and shapes other than the config's.
     """
-    model = Sarm(checkpoint.config.shape)
+    with torch.device("meta"):  # weights are not drawn at random first, which takes a second
+        model = Sarm(checkpoint.config.shape)
     path = Path(checkpoint.folder) / "model.safetensors"
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise CheckpointError(f"{path}: the weights do not fit config.json ({reason})") from error
-    return model.eval()
-
-
-def save_checkpoint(folder: str, config: SarmConfig, model: Sarm, sidecar: Sidecar | None = None) -> None:
-    """Write LeRobot's two files, and our sidecar if there is one. The folder is made; config.json, without which nothing
-    is a checkpoint, comes last.
-    """
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "config.json").unlink(missing_ok=True)
-    (place / SIDECAR).unlink(missing_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, place / "model.safetensors")
-    if sidecar is not None:
-        (place / SIDECAR).write_text(json.dumps(asdict(sidecar), indent=2))
-    (place / "config.json").write_text(json.dumps(_lerobot_config(config), indent=4))
+    return model.float().eval()
 
 
 def _find_folder(name: str, folder: Path) -> Path:
@@ -205,15 +205,18 @@ def _find_folder(name: str, folder: Path) -> Path:
     )
 
 
-def _check_weights(path: Path, config: SarmConfig) -> None:
-    """Compare names and shapes in the file's header with the config's networks, before any work is done for them."""
+def check_tensors(path: Path, config: SarmConfig, found: dict[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of weights with the config's networks.
+
+    Args:
+        path: of the weights, for the message.
+        found: name -> shape.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, too many or of another shape.
+    """
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in Sarm(config.shape).state_dict().items()}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
@@ -222,8 +225,18 @@ def _check_weights(path: Path, config: SarmConfig) -> None:
             )
 
 
+def _check_weights(path: Path, config: SarmConfig) -> None:
+    """From the file's header alone, before any work is done for them."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    check_tensors(path, config, found)
+
+
 def _read_config(path: Path) -> SarmConfig:
-    raw = _read_object(path)
+    raw = read_object(path)
     if raw.get("type") != "sarm":
         raise CheckpointError(f"{path}: a reward model of type {raw.get('type')!r}, not 'sarm'")
     known = {f.name for f in fields(SarmConfig)}
@@ -256,7 +269,7 @@ def _read_normalizer(place: Path, state_key: str) -> StateNormalizer | None:
 def _read_sidecar(path: Path) -> Sidecar | None:
     if not path.exists():
         return None
-    raw = _read_object(path)
+    raw = read_object(path)
     if raw.get("format") != 1:
         raise CheckpointError(f"{path}: format {raw.get('format')!r} is newer than this sarm_ray; upgrade it")
     known = {f.name for f in fields(Sidecar)}
@@ -268,7 +281,12 @@ def _read_sidecar(path: Path) -> Sidecar | None:
     return sidecar
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        CheckpointError: unreadable, or something else.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -276,31 +294,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object, found {type(value).__name__}")
     return value
-
-
-def _lerobot_config(config: SarmConfig) -> dict[str, Any]:
-    """config.json with exactly the keys LeRobot knows (spec/lerobot.md 1.13)."""
-    num_slots = 1 + config.n_obs_steps + config.max_rewind_steps
-    outputs: dict[str, Any] = {}
-    for head in config.heads:
-        outputs[f"{head}_stage"] = {"type": "REWARD", "shape": [num_slots, config.shape.num_stages(head)]}
-        outputs[f"{head}_progress"] = {"type": "REWARD", "shape": [num_slots, 1]}
-    inherited = dict.fromkeys(("device", "pretrained_path", "pretrained_revision"))
-    hub = {"push_to_hub": False, **dict.fromkeys(("repo_id", "license", "tags", "private"))}
-    return {
-        "type": "sarm",
-        "input_features": {
-            config.image_key: {"type": "VISUAL", "shape": [480, 640, 3]},
-            config.state_key: {"type": "STATE", "shape": [config.max_state_dim]},
-        },
-        "output_features": outputs,
-        **inherited,
-        **hub,
-        **asdict(config),
-        "normalization_mapping": {
-            "VISUAL": "IDENTITY",
-            "STATE": "MEAN_STD",
-            "LANGUAGE": "IDENTITY",
-            "REWARD": "IDENTITY",
-        },
-    }

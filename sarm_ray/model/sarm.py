@@ -8,6 +8,7 @@ state and stage tokens see all vision. `first_pos` marks vision slot 0; there is
 slot concatenates its S tokens. Dropout layers of torch's TransformerEncoderLayer stand where LeRobot has them.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,18 +65,23 @@ class TokenNet(nn.Module):
         language = self.lang_proj(text_BF)[:, None].expand(-1, vision.shape[1], -1)
         return [vision, language, self.state_proj(state_BTF)]
 
-    def read_out(self, streams: list[torch.Tensor], head: str, lengths: torch.Tensor | None) -> torch.Tensor:
-        """Encode streams (B, T, D) and read every slot: (B, T, outputs of the head)."""
+    def encode(self, streams: list[torch.Tensor], lengths: torch.Tensor | None) -> torch.Tensor:
+        """Encode streams (B, T, D): (B, T, S, D).
+
+        All see the first three; each of the others (the stages of one head) sees itself besides, and no other head's, so
+        heads that share a pass come out as if each had one of its own.
+        """
         num_windows, num_slots, _ = streams[0].shape
         tokens = torch.cat(streams, dim=1)
-        mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).triu(1)
+        stream = torch.arange(len(streams), device=tokens.device).repeat_interleave(num_slots)
+        hidden = torch.ones(len(stream), len(stream), dtype=torch.bool, device=tokens.device).triu(1)
+        hidden |= (stream[None] >= 3) & (stream[None] < stream[:, None])
         padding = None
         if lengths is not None:
             padding = torch.arange(num_slots, device=tokens.device)[None] >= lengths[:, None]
             padding = padding.repeat(1, len(streams))
-        encoded = self.transformer(tokens, mask=mask, src_key_padding_mask=padding)
-        slots = encoded.view(num_windows, len(streams), num_slots, -1).permute(0, 2, 1, 3).flatten(2)
-        return self.heads[head](self.fusion_backbone(slots))
+        encoded = self.transformer(tokens, mask=hidden, src_key_padding_mask=padding)
+        return encoded.view(num_windows, len(streams), num_slots, -1).transpose(1, 2)
 
 
 class StageTransformer(TokenNet):
@@ -84,9 +90,11 @@ class StageTransformer(TokenNet):
     def __init__(self, shape: SarmShape):
         super().__init__(shape, 3, {head: shape.num_stages(head) for head in HEADS})
 
-    def forward(self, vision_BTF, text_BF, state_BTF, head: str, lengths=None) -> torch.Tensor:
-        """Stage logits: (B, T, K)."""
-        return self.read_out(self.project(vision_BTF, text_BF, state_BTF), head, lengths)
+    def forward(self, vision_BTF, text_BF, state_BTF, heads: Iterable[str], lengths=None) -> dict[str, torch.Tensor]:
+        """Stage logits of each head, all from one pass: head -> (B, T, K)."""
+        encoded = self.encode(self.project(vision_BTF, text_BF, state_BTF), lengths)
+        slots = self.fusion_backbone(encoded.flatten(2))
+        return {head: self.heads[head](slots) for head in heads}
 
 
 class SubtaskTransformer(TokenNet):
@@ -95,10 +103,17 @@ class SubtaskTransformer(TokenNet):
     def __init__(self, shape: SarmShape):
         super().__init__(shape, 4, dict.fromkeys(HEADS, 1))
 
-    def forward(self, vision_BTF, text_BF, state_BTF, stage_BT, head: str, lengths=None) -> torch.Tensor:
-        """tau in (0, 1): (B, T). `stage_BT` are stage numbers, int64."""
-        streams = [*self.project(vision_BTF, text_BF, state_BTF), self.stage_tokens(stage_BT)]
-        return torch.sigmoid(self.read_out(streams, head, lengths).squeeze(-1))
+    def forward(
+        self, vision_BTF, text_BF, state_BTF, stages: Mapping[str, torch.Tensor], lengths=None
+    ) -> dict[str, torch.Tensor]:
+        """tau in (0, 1) of each head, all from one pass: head -> (B, T). `stages` maps heads to (B, T) int64."""
+        own = [self.stage_tokens(stage_BT) for stage_BT in stages.values()]
+        encoded = self.encode([*self.project(vision_BTF, text_BF, state_BTF), *own], lengths)
+        taus = {}
+        for position, head in enumerate(stages):
+            slots = torch.cat([encoded[:, :, :3], encoded[:, :, 3 + position, None]], dim=2).flatten(2)
+            taus[head] = torch.sigmoid(self.heads[head](self.fusion_backbone(slots)).squeeze(-1))
+        return taus
 
     def stage_tokens(self, stage_BT: torch.Tensor) -> torch.Tensor:
         """One-hot stages, zero-padded to the model width: (B, T) int64 -> (B, T, D)."""

@@ -1,23 +1,35 @@
 """Joining or starting Ray, what hardware there is, how large pools may be, and Ray Data's settings."""
 
 import contextlib
+import ctypes
 import logging
+import math
 import os
 import platform
-from collections.abc import Iterator
+import resource
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sarm_ray.console import divert_native_stderr
-from sarm_ray.errors import ConfigError, EncoderError, SarmRayError
+from sarm_ray.core.episodes import CHUNK_FRAMES
+from sarm_ray.errors import ConfigError, EncoderError
+from sarm_ray.pipelines.rounds import cause_of
 
 LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 MAX_BLOCKS = 2000
+
+# Ray ends a process that has nothing to do for a second, and starts one for the next small task: on a core that finishes a
+# chunk every ten seconds, each commit would pay a second of imports.
+IDLE_WORKER_MS = 600_000
 
 # map_batches arguments of every operator: batches are Arrow tables, which hold a chunk without copying it.
 ARROW: dict[str, Any] = {"batch_format": "pyarrow"}
@@ -26,6 +38,14 @@ ARROW: dict[str, Any] = {"batch_format": "pyarrow"}
 # and the small tasks around them (decode, commit) are scheduled on that.
 CPU_ACTOR_SHARE = 0.9
 SMALL_TASK_SHARE = 0.04
+
+# map_batches arguments: one attempt. Actors that died are replaced, what they were working on is not repeated (rounds.py).
+# Ray 2.60 calls such keyword arguments deprecated, to be gone in 2.64, and has no others for it.
+ONE_TASK_ATTEMPT: dict[str, Any] = {"max_retries": 0}
+ONE_ACTOR_ATTEMPT: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1}
+
+# From glibc's malloc.h.
+M_ARENA_MAX = -8
 
 # With GPUs an actor claims little of a core, so that decoding finds one on a machine with as many GPUs as cores.
 GPU_ACTOR_CPUS = 0.1
@@ -67,6 +87,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
         yield _survey()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _share_heaps()
     with divert_native_stderr():
         if address or os.environ.get("RAY_ADDRESS"):
             try:
@@ -83,13 +104,18 @@ def connect(address: str | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def actor_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
-    """map_batches arguments of a pool of networks: from one actor to one per GPU (or core), never more than jobs."""
+def actor_options(cluster: Cluster, num_jobs: int, alone: bool = False) -> dict[str, Any]:
+    """map_batches arguments of a pool of networks: from one actor to one per GPU (or core), never more than jobs.
+
+    `alone`: no job waits in an actor's queue behind another one, so that an actor that dies takes one job with it.
+    """
     most = max(1, min(cluster.num_actors, num_jobs))
-    options: dict[str, Any] = {"compute": ActorPoolStrategy(min_size=1, max_size=most, initial_size=most)}
+    pool = ActorPoolStrategy(
+        min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 if alone else None
+    )
     if cluster.num_gpus:
-        return {**options, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS}
-    return {**options, "num_cpus": CPU_ACTOR_SHARE}
+        return {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS, **ONE_ACTOR_ATTEMPT}
+    return {"compute": pool, "num_cpus": CPU_ACTOR_SHARE, **ONE_ACTOR_ATTEMPT}
 
 
 def decode_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
@@ -99,49 +125,42 @@ def decode_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
     as long per frame, so the decoders mostly wait for them.
     """
     if cluster.num_gpus:
-        return {"num_cpus": 1}
-    return {"num_cpus": SMALL_TASK_SHARE, "compute": TaskPoolStrategy(size=min(cluster.num_cpus, num_jobs))}
+        return {"num_cpus": 1, **ONE_TASK_ATTEMPT}
+    few = TaskPoolStrategy(size=min(cluster.num_cpus, num_jobs))
+    return {"num_cpus": SMALL_TASK_SHARE, "compute": few, **ONE_TASK_ATTEMPT}
 
 
-def commit_options(cluster: Cluster) -> dict[str, Any]:
-    """map_batches arguments of the tasks that write results: how many chunks make one file.
+def commit_options(cluster: Cluster, chunk_frames: int) -> dict[str, Any]:
+    """map_batches arguments of the tasks that write results: how many chunks, of at most `chunk_frames` each, make one file.
 
-    A GPU finishes tens of chunks a second; a core needs seconds for one, which is then committed at once: what a crash
-    costs is seconds in both cases. Few at a time, because every task that runs beside another is one more process to
-    start, which costs more than all the writing.
+    A GPU finishes tens of whole chunks a second; a core needs seconds for one, which is then committed at once: what a
+    crash costs is seconds in both cases. Of short chunks as many go together as make a whole one: they would come faster
+    than tasks that write one each, and wait by the hundreds, which costs the driver memory. Few tasks at a time, because
+    every one that runs beside another is one more process to start, which costs more than all the writing.
     """
     few = TaskPoolStrategy(size=-(-cluster.num_actors // 4))
-    return {"num_cpus": SMALL_TASK_SHARE, "batch_size": 32 if cluster.num_gpus else 1, "compute": few}
+    batch_size = (32 if cluster.num_gpus else 1) * max(CHUNK_FRAMES // max(chunk_frames, 1), 1)
+    return {"num_cpus": SMALL_TASK_SHARE, "batch_size": batch_size, "compute": few, **ONE_TASK_ATTEMPT}
 
 
-def jobs_dataset(jobs: pa.Table, block_bytes: int, rows_per_block: int = 1) -> Dataset:
+def jobs_dataset(jobs: pa.Table, block_bytes: int, rows_per_block: int = 1, waiting_bytes: float = math.inf) -> Dataset:
     """A Ray dataset over job rows, whose operators emit blocks of about `block_bytes`; at most MAX_BLOCKS input blocks.
 
-    The rows of an input block go to one task or actor, one after the other.
+    The rows of an input block go to one task or actor, one after the other. At most `waiting_bytes` of results wait between
+    operators at any time, or half of the object stores.
     """
     rows_per_block = max(rows_per_block, -(-jobs.num_rows // MAX_BLOCKS))
     context = DataContext.get_current().copy()
     context.target_max_block_size = block_bytes
+    context.max_errored_blocks = -1  # a dead process costs its own chunks, and those the next round does
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with DataContext.current(context):
-        return ray.data.from_arrow(
+        # not from_arrow, which has a task for each block find out its number of rows: seconds, and 50 kB of the driver
+        return ray.data.from_blocks(
             [jobs.slice(first, rows_per_block) for first in range(0, jobs.num_rows, rows_per_block)]
         )
-
-
-def stream_rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Rows of small results as they come."""
-    try:
-        with DataContext.current(dataset.context):
-            yield from dataset.iter_rows()
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, SarmRayError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
 
 
 def prepare_actor(device: str) -> None:
@@ -164,6 +183,80 @@ def prepare_actor(device: str) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
+def work_clock(device: str) -> Callable[[], float]:
+    """Seconds that a worker is busy: its CPU time on a CPU, which it shares; wall time on a GPU, which it has to itself."""
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
+def call_aside(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in another process of this node, which takes the memory that the call needs off the driver.
+
+    Raises:
+        SarmRayError: the function's own.
+        ray.exceptions.RayError: any other error of it, or its process died.
+    """
+    try:
+        return ray.get(_aside(function).remote(*args))
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from error
+
+
+def make_aside(function: Callable[..., Any], *args: Any) -> ray.ObjectRef:
+    """Like `call_aside`, but what the function returns is left in the object store, for workers."""
+
+    def with_word(*args: Any) -> tuple[None, Any]:
+        return None, function(*args)
+
+    done, made = _aside(with_word, num_returns=2).remote(*args)
+    try:
+        ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from error
+    return made
+
+
+def _aside(function: Callable[..., Any], num_returns: int = 1) -> Any:
+    """As a Ray task. On the driver's own node: it reads what the driver would read, and the next run on this machine
+    finds out that a process is dead and removes the temporary files that it left.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=1)(function)
+    return task.options(scheduling_strategy=here, num_returns=num_returns)
+
+
+def spilled_bytes() -> int:
+    """Bytes that the cluster's object stores have written to disk for want of memory, since it was started.
+
+    Ray has no public call for it; this is the one that its own `Dataset.stats()` makes.
+    """
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held at once.
+
+    Linux's own figure, where there is one: `ru_maxrss` begins with the peak of the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _share_heaps() -> None:
+    """Let all threads of this process allocate from two heaps.
+
+    glibc gives each of the dozens of threads that Ray starts one of its own, and what is freed in one serves no other: 6 MB
+    of the driver at 2,000 chunks. Other C libraries have no such call.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+
+
 def _start_local() -> None:
     memory = psutil.virtual_memory().available
     umask = os.umask(0o077)
@@ -172,6 +265,7 @@ def _start_local() -> None:
             "local",
             include_dashboard=False,
             object_store_memory=int(min(LOCAL_OBJECT_STORE_BYTES, 0.3 * memory)),
+            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_WORKER_MS},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -9,14 +9,14 @@ import numpy as np
 
 from sarm_ray import __version__
 from sarm_ray.config import ScoreConfig, dump_config
-from sarm_ray.core.episodes import count_frames, parse_selection
+from sarm_ray.core.episodes import count_frames
 from sarm_ray.core.windows import (
     Window,
     bitmaps_by_length,
     cheaper_stride,
     computed_mask,
 )
-from sarm_ray.data import progress_io, storage
+from sarm_ray.data import hub, progress_io, storage
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.rows import episode_texts
 from sarm_ray.errors import (
@@ -26,9 +26,9 @@ from sarm_ray.errors import (
     name_list,
 )
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoint
-from sarm_ray.pipelines.ingest import IngestPlan, plan_ingest
-from sarm_ray.pipelines.runtime import Cluster
-from sarm_ray.pipelines.score_inputs import (
+from sarm_ray.model.encoder import EncoderInfo
+from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_ingest
+from sarm_ray.pipelines.inputs import (
     choose_camera,
     choose_encoder,
     choose_heads,
@@ -36,7 +36,10 @@ from sarm_ray.pipelines.score_inputs import (
     choose_window,
     has_files,
     model_folder,
+    select_episodes,
+    trained_cameras,
 )
+from sarm_ray.pipelines.runtime import Cluster
 
 PROGRESS_FILE = "sarm_progress.parquet"
 
@@ -55,6 +58,7 @@ class ScorePlan:
         output: the progress file.
         metadata: of that file.
         stage_probabilities: whether to write them.
+        push_to: Hub repository that gets the output, and its branch (None: the default one); None pushes nothing.
         notices: what the user should know.
     """
 
@@ -72,6 +76,7 @@ class ScorePlan:
     output: str
     metadata: dict[str, str]
     stage_probabilities: bool
+    push_to: tuple[str, str | None] | None
     notices: tuple[str, ...]
 
     @property
@@ -102,6 +107,8 @@ class ScorePlan:
         data = self.ingest
         resolved = replace(
             config,
+            dataset=self.push_to[0] if self.push_to else data.dataset.repo_id or data.dataset.root,
+            revision=self.push_to[1] if self.push_to else data.dataset.revision,
             output=self.output,
             image_key=data.camera,
             state_key=self.state_key,
@@ -109,30 +116,51 @@ class ScorePlan:
             encoder=data.encoder.name,
             precision="bf16" if self.precision == "bf16" else config.precision,
         )
-        progress_io.write_text(storage.join(self.run_folder, "config.yaml"), dump_config(resolved))
+        storage.write_file(storage.join(self.run_folder, "config.yaml"), dump_config(resolved).encode())
 
 
-def plan_score(config: ScoreConfig, cluster: Cluster) -> ScorePlan:
-    """Resolve inputs, check that they fit together, and count the work. Writes nothing.
+def plan_scores(config: ScoreConfig, cluster: Cluster) -> list[ScorePlan]:
+    """The plan of every dataset of a run. Writes nothing.
 
     Raises:
         SarmRayError: naming what does not exist or does not fit, and the way out.
     """
-    dataset = open_dataset(config.dataset, config.revision)
     checkpoint = open_checkpoint(config.model, model_folder(config.model))
-    notices = list(dataset.notices)
-    output = _place_output(config, dataset)
-    camera = choose_camera(dataset, config.image_key, checkpoint)
+    datasets = [open_dataset(name, config.revision) for name in config.datasets]
+    outputs = _place_outputs(config, datasets)
+    notices: list[str] = []
+    encoder = choose_encoder(config.encoder, checkpoint, notices)
+    heads = choose_heads(config.head_mode, checkpoint, notices)
+    plans = []
+    for name, dataset, output in zip(config.datasets, datasets, outputs, strict=True):
+        push_to = _place_push(name, config.revision) if config.push_to_hub else None
+        plans.append(_plan_score(config, dataset, output, push_to, checkpoint, encoder, heads, cluster, [*notices]))
+        refuse_finished(plans[-1], config)
+        notices = []
+    return plans
+
+
+def _plan_score(
+    config: ScoreConfig,
+    dataset: Dataset,
+    output: str,
+    push_to: tuple[str, str | None] | None,
+    checkpoint: Checkpoint,
+    encoder: EncoderInfo,
+    heads: tuple[str, ...],
+    cluster: Cluster,
+    notices: list[str],
+) -> ScorePlan:
+    notices += dataset.notices
+    camera = choose_camera(dataset, config.image_key, trained_cameras(checkpoint))
     empty = [key for key in dataset.cameras if key != camera and not has_files(dataset, key)]
     if empty:
         notices.append(f"meta/info.json declares {name_list(empty)}, of which there are no files; {camera} is scored")
-    rows = _select_episodes(config, dataset)
+    rows = select_episodes(config.episodes, dataset)
     fetch_files(dataset, rows)
-    encoder = choose_encoder(config.encoder, checkpoint, notices)
     state_key = config.state_key or checkpoint.config.state_key
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
-    window = choose_window(dataset, checkpoint, notices)
-    heads = choose_heads(config.head_mode, checkpoint, notices)
+    window = replace(choose_window(dataset, checkpoint, notices), live=config.live)
     precision = config.precision if config.precision != "auto" else ("bf16" if cluster.bf16 else "fp32")
     data = plan_ingest(
         dataset,
@@ -163,32 +191,50 @@ def plan_score(config: ScoreConfig, cluster: Cluster) -> ScorePlan:
         output=output,
         metadata=_metadata(config, data),
         stage_probabilities=config.stage_probabilities,
+        push_to=push_to,
         notices=tuple(notices),
     )
 
 
-def _select_episodes(config: ScoreConfig, dataset: Dataset) -> np.ndarray:
-    if config.episodes is None:
-        return np.arange(len(dataset.length))
-    try:
-        return parse_selection(config.episodes, dataset.episode_index)
-    except ValueError as error:
-        raise ConfigError(f"{dataset.name}: {error}") from error
+def refuse_finished(plan: ScorePlan, config: ScoreConfig) -> None:
+    """Keep an output that is there, unless told otherwise or a run like this one was cut off after writing it."""
+    if config.overwrite or config.dry_run or not storage.exists(plan.output):
+        return
+    if not storage.list_files(plan.parts_folder):
+        raise OutputExistsError(f"{plan.output} exists; replace it with --overwrite, or choose another --output")
+
+
+def _place_outputs(config: ScoreConfig, datasets: list[Dataset]) -> list[str]:
+    """Where each dataset's progress file goes; never inside a Hub cache."""
+    outputs = [_place_output(config, dataset) for dataset in datasets]
+    for output, dataset in zip(outputs, datasets, strict=True):
+        if outputs.count(output) > 1:
+            raise ConfigError(f"two datasets named {dataset.name} would both be written to {output}; score them apart")
+        if storage.is_folder(output):
+            raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{PROGRESS_FILE}")
+    return outputs
+
+
+def _place_push(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The Hub repository and branch that a dataset was named by."""
+    repo_id, branch = hub.parse_dataset_uri(name, revision)
+    if Path(name).expanduser().exists() or not hub.is_hub_id(repo_id):
+        raise ConfigError(
+            f"{name} is no Hub id, so --push-to-hub has nowhere to push to; give the dataset as owner/name"
+        )
+    hub.require_token(repo_id)
+    return repo_id, branch
 
 
 def _place_output(config: ScoreConfig, dataset: Dataset) -> str:
-    """Where the progress file goes; never inside a Hub cache."""
+    name = dataset.name.rsplit("/", 1)[-1]
+    if config.output is not None and len(config.datasets) > 1:
+        return storage.join(storage.absolute(config.output), name, PROGRESS_FILE)
     if config.output is not None:
-        output = storage.absolute(config.output)
-    elif dataset.repo_id is None and storage.is_local(dataset.root) and storage.is_writable_folder(dataset.root):
-        output = storage.join(dataset.root, PROGRESS_FILE)
-    else:
-        output = str(Path.cwd() / dataset.name.rsplit("/", 1)[-1] / PROGRESS_FILE)
-    if storage.is_folder(output):
-        raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{PROGRESS_FILE}")
-    if storage.exists(output) and not config.overwrite and not config.dry_run:
-        raise OutputExistsError(f"{output} exists; replace it with --overwrite, or choose another --output")
-    return output
+        return storage.absolute(config.output)
+    if dataset.repo_id is None and storage.is_local(dataset.root) and storage.is_writable_folder(dataset.root):
+        return storage.join(dataset.root, PROGRESS_FILE)
+    return str(Path.cwd() / name / PROGRESS_FILE)
 
 
 def _check_sources(data: IngestPlan, notices: list[str]) -> None:
@@ -201,9 +247,8 @@ def _check_sources(data: IngestPlan, notices: list[str]) -> None:
         raise DatasetError(
             f"{dataset.name}: camera {data.camera} has no files under {dataset.root} ({gone[0]} is not there)"
         )
-    notices.append(
-        f"{len(gone)} files of {data.camera} are not there ({name_list(gone, 2)}); only stored features count"
-    )
+    which = f"a file of {data.camera} is" if len(gone) == 1 else f"{len(gone)} files of {data.camera} are"
+    notices.append(f"{which} not there ({name_list(gone, 2)}); only stored features count")
 
 
 def _advise_stride(data: IngestPlan, stride: int, window: Window, notices: list[str]) -> None:
@@ -223,6 +268,7 @@ def _metadata(config: ScoreConfig, data: IngestPlan) -> dict[str, str]:
         "encoder": data.encoder.name,
         "head_mode": config.head_mode,
         "stride": str(config.stride),
+        "live": str(config.live).lower(),
         "dataset_fingerprint": _fingerprint(data),
     }
 

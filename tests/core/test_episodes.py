@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sarm_ray.core.episodes import (
     BITMAP_BYTES,
     CHUNK_FRAMES,
+    chunk_keys,
     count_frames,
     frames_of,
     pack_frames,
@@ -95,6 +96,14 @@ def test_chunks_tile_each_episode_on_its_own_grid(episodes):
     assert list(zip(chunks.row.tolist(), chunks.start.tolist(), chunks.stop.tolist(), strict=True)) == expected
     assert len(chunks) == len(expected)
     assert chunks.row.dtype == chunks.start.dtype == chunks.stop.dtype == np.int64
+
+
+@given(st.sets(st.tuples(st.integers(0, 10**6), st.integers(0, 2**23).map(lambda k: k * CHUNK_FRAMES)), max_size=20))
+def test_chunk_keys_are_distinct_and_in_order(chunks):
+    ordered = sorted(chunks)
+    episode = np.array([episode for episode, _ in ordered], dtype=np.int64)
+    start = np.array([start for _, start in ordered], dtype=np.int64)
+    assert (np.diff(chunk_keys(episode, start)) > 0).all()
 
 
 @given(st.integers(1, 900), st.sets(st.integers(0, 899)))

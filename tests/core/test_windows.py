@@ -1,13 +1,14 @@
 """Windows and strides against slow, direct computations."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarm_ray.core.episodes import pack_frames, plan_chunks
+from sarm_ray.core.episodes import frames_of, plan_chunks
 from sarm_ray.core.windows import (
     Window,
     bitmaps_by_length,
@@ -19,14 +20,17 @@ from sarm_ray.core.windows import (
     window_slots,
 )
 
-windows = st.builds(Window, st.sampled_from([2, 4, 8, 10]), st.integers(1, 40), st.sampled_from(["centered", "past"]))
+windows = st.builds(
+    Window, st.sampled_from([2, 4, 8, 10]), st.integers(1, 40), st.sampled_from(["centered", "past"]), st.booleans()
+)
 
 
 def slow_window(frame: int, length: int, window: Window) -> list[int]:
     """The definition, slot by slot."""
     n, gap = window.n_obs_steps, window.frame_gap
     if window.kind == "centered":
-        return [min(max(frame + (slot - n // 2) * gap, 0), length - 1) for slot in range(n + 1)]
+        last = frame if window.live else length - 1
+        return [min(max(frame + (slot - n // 2) * gap, 0), last) for slot in range(n + 1)]
     if frame >= n * gap:
         return [0] + [frame - (n - slot) * gap for slot in range(1, n + 1)]
     return [0] + [round(frame * slot / n) for slot in range(1, n + 1)]
@@ -42,6 +46,15 @@ def test_slots_equal_the_definition(window, length, data):
     assert (np.diff(slots, axis=1) >= 0).all()
     assert slots.min() >= 0
     assert slots.max() < length
+
+
+@given(windows, st.lists(st.tuples(st.integers(1, 400), st.integers(0, 399)), min_size=1, max_size=20))
+def test_windows_of_several_episodes_at_once(window, samples):
+    lengths = np.array([length for length, _ in samples])
+    frames = np.array([frame % length for length, frame in samples])
+    assert window_slots(frames, lengths, window).tolist() == [
+        slow_window(int(frame), int(length), window) for frame, length in zip(frames, lengths, strict=True)
+    ]
 
 
 def test_default_window_is_lerobots():
@@ -63,6 +76,29 @@ def test_past_window_pins_the_start_and_never_looks_ahead():
         [0, 2, 4, 6, 8, 10, 12, 14, 16],
         [0] * 9,
     ]
+
+
+@given(windows, st.integers(1, 400), st.data())
+def test_live_windows_never_look_ahead_and_are_the_same_elsewhere(window, length, data):
+    frames = np.array(data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=20)))
+    whole = window_slots(frames, length, replace(window, live=False))
+    live = window_slots(frames, length, replace(window, live=True))
+    assert live.tolist() == np.minimum(whole, frames[:, None]).tolist()
+    assert (live[:, window.readout_slot] == frames).all()
+    if window.kind == "past":
+        assert live.tolist() == whole.tolist()
+
+
+@given(windows, st.integers(1, 60), st.integers(1, 400))
+def test_a_live_score_does_not_depend_on_what_comes_later(window, more, length):
+    """The windows of an episode that is still being recorded are those of the finished one."""
+    frames, live = np.arange(length), replace(window, live=True)
+    assert window_slots(frames, length, live).tolist() == window_slots(frames, length + more, live).tolist()
+
+
+def test_live_window_by_hand():
+    slots = window_slots(np.array([0, 50, 199]), 200, Window(live=True))
+    assert slots.tolist() == [[0] * 9, [0, 0, 0, 20, 50, 50, 50, 50, 50], [79, 109, 139, 169, 199, 199, 199, 199, 199]]
 
 
 def test_an_episode_of_one_frame():
@@ -137,10 +173,19 @@ def test_gap_in_frames(gap, training_fps, data_fps, expected):
     assert gap_in_frames(gap, training_fps, data_fps) == expected
 
 
-def test_bitmaps_by_length_follow_the_plan():
-    lengths = np.array([300, 10, 600, 10])
-    window = Window(frame_gap=6)
-    bitmaps = bitmaps_by_length(lengths, lambda length: needed_frames(length, 4, window))
-    assert len(bitmaps) == len(plan_chunks(np.arange(4), lengths))
-    direct = [pack_frames(needed_frames(int(length), 4, window)) for length in lengths]
-    assert np.array_equal(bitmaps, np.concatenate(direct))
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=6), st.integers(1, 12), windows)
+def test_bitmaps_by_length_follow_the_plan(lengths, stride, window):
+    """Bit k of chunk c is the frame that the chunk plan and a slow loop say."""
+    bitmaps = bitmaps_by_length(np.array(lengths), lambda length: needed_frames(length, stride, window))
+    chunks = plan_chunks(np.arange(len(lengths)), np.array(lengths))
+    planned = [
+        (row, frame)
+        for row, start, bitmap in zip(chunks.row.tolist(), chunks.start.tolist(), bitmaps, strict=True)
+        for frame in frames_of(bitmap, start).tolist()
+    ]
+    expected = [
+        (row, slot)
+        for row, length in enumerate(lengths)
+        for slot in sorted({s for f in computed_frames(length, stride) for s in slow_window(int(f), length, window)})
+    ]
+    assert planned == expected

@@ -1,5 +1,6 @@
 """The feature store: what is in it counts when, and only when, it is true of the dataset."""
 
+import base64
 import dataclasses
 import os
 import shutil
@@ -129,6 +130,33 @@ def test_parts_have_one_row_group_per_chunk_and_the_documented_columns(tmp_path)
         assert file.metadata.num_row_groups == 3
         assert file.schema_arrow.names == ["episode_index", "start", "frames", "layout", "source", "features"]
         assert file.schema_arrow.field("frames").type == pa.binary(32)
+
+
+def test_parts_written_before_they_had_an_index_are_read(store):
+    """Such stores exist; a part may also have been written by something else than write_part."""
+    rows = [row(0, [0, 7, 255]), row(1, [256, 299]), row(5, [512])]
+    put(store, "new", *rows)
+    before = contents(store)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    storage.write_atomically(
+        storage.join(store.location, "new.parquet"), lambda stream: pq.write_table(table, stream, row_group_size=1)
+    )
+    assert contents(store) == before == expected({0: [0, 7, 255], 1: [256, 299], 5: [512]})
+
+
+def test_the_index_of_a_merged_part_is_its_own(store):
+    put(store, "a", row(0, [0]), row(1, [256]))
+    put(store, "b", row(2, [0]))
+    before = contents(store)
+    compact_parts(store, ["a.parquet", "b.parquet"])
+    (name,) = storage.list_files(store.location)
+    with storage.open_input(storage.join(store.location, name)) as stream, pq.ParquetFile(stream) as file:
+        stored = file.metadata.metadata[store_module.INDEX_KEY]
+    rows = np.frombuffer(base64.b64decode(stored), dtype=store_module.INDEX_DTYPE)
+    assert rows["episode_index"].tolist() == [0, 0, 1]
+    assert rows["start"].tolist() == [0, 256, 0]
+    assert contents(store) == before
+    assert index_of(store).row.tolist() == [0, 1, 2]
 
 
 def test_other_number_types(tmp_path):

@@ -1,11 +1,22 @@
 """Parts become one sorted file: of a chunk that was scored twice, the row with the fewest holes counts."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sarm_ray.core.episodes import pack_frames, plan_chunks
-from sarm_ray.data.progress_io import merge_parts, part_schema, read_done, write_part
+from sarm_ray.data.progress_io import (
+    merge_parts,
+    part_schema,
+    read_done,
+    read_episode_probabilities,
+    read_episode_progress,
+    read_progress_blocks,
+    write_part,
+)
 from sarm_ray.errors import DatasetError
 
 LENGTHS = np.array([2, 300])
@@ -56,3 +67,77 @@ def test_a_chunk_without_a_part_is_named(tmp_path):
         DatasetError, match="episode 1, frames 0 and on, were scored but are not there for this process"
     ):
         merge(str(tmp_path))
+
+
+def progress_table(lengths: list[int]) -> pa.Table:
+    num_rows = sum(lengths)
+    progress = [None if row % 7 == 3 else row / num_rows for row in range(num_rows)]  # a null counts as NaN
+    return pa.table(
+        {
+            "index": pa.array(range(100, 100 + num_rows), pa.int64()),
+            "episode_index": pa.array(np.repeat(np.arange(len(lengths)) * 2, lengths), pa.int64()),
+            "progress_sparse": pa.array(progress, pa.float32()),
+        }
+    )
+
+
+@pytest.mark.parametrize("row_group", [1, 4, 1000])
+@pytest.mark.parametrize("num_rows", [1, 6, 1000])
+def test_blocks_are_whole_episodes_wherever_row_groups_end(tmp_path, num_rows, row_group):
+    lengths = [3, 5, 1, 12, 4]
+    table = progress_table(lengths)
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=row_group)
+    blocks = list(read_progress_blocks(str(tmp_path / "p.parquet"), "sparse", num_rows))
+    assert np.concatenate([block.lengths for block in blocks]).tolist() == lengths
+    assert all(len(block.progress) == block.lengths.sum() for block in blocks)
+    for name, column in (("index", "index"), ("episode_index", "episode_index"), ("progress", "progress_sparse")):
+        joined = np.concatenate([getattr(block, name) for block in blocks])
+        np.testing.assert_array_equal(joined, table[column].to_numpy())
+    assert len(blocks) == 1 if num_rows == 1000 else len(blocks) > 1
+
+
+def test_progress_files_that_cannot_be_used(tmp_path):
+    table, path = progress_table([3, 3]), tmp_path / "p.parquet"
+
+    def refused(message: str, head: str = "sparse") -> None:
+        with pytest.raises(DatasetError, match=re.escape(message)):
+            list(read_progress_blocks(str(path), head))
+
+    refused(f"{path}: no such file")
+    path.write_bytes(b"no parquet")
+    refused(f"{path}: not a readable parquet file")
+    pq.write_table(table, path)
+    refused(f"{path}: no column 'progress_dense'; it has index, episode_index, progress_sparse", "dense")
+    for order in ([1, 0, 2, 3, 4, 5], [0, 2, 3, 4, 5], [3, 4, 5, 0, 1, 2]):
+        pq.write_table(table.take(order), path)
+        refused(f"{path}: its rows are not every frame of its episodes, sorted by index")
+    pq.write_table(table.slice(0, 0), path)
+    assert list(read_progress_blocks(str(path), "sparse")) == []
+
+
+def test_scores_of_one_episode(tmp_path):
+    scores = pa.table(
+        {
+            "index": pa.array(range(100), pa.int64()),
+            "progress_dense": pa.array(np.arange(100) / 100, pa.float32()),
+            "dense": pa.array([None if row % 3 else [row / 100, 1 - row / 100] for row in range(100)]),
+            "sparse": pa.array([None if row < 50 else [np.nan] for row in range(100)]),
+        }
+    )
+    path = str(tmp_path / "p.parquet")
+    pq.write_table(scores, path, row_group_size=7)
+    progress = read_episode_progress(path, "dense", 30, 25)
+    np.testing.assert_array_equal(progress, scores["progress_dense"].to_numpy()[30:55])
+    probabilities = read_episode_probabilities(path, "dense", 31, 4)
+    np.testing.assert_array_equal(probabilities, np.float32([[np.nan] * 2, [np.nan] * 2, [0.33, 0.67], [np.nan] * 2]))
+    assert probabilities.dtype == np.float32
+    assert read_episode_probabilities(path, "sparse", 0, 50) is None
+    np.testing.assert_array_equal(read_episode_probabilities(path, "sparse", 50, 50), np.full((50, 1), np.nan))
+    for message, arguments in {
+        f"{path}: has 5 of the frames 95 to 104": ("dense", 95, 10),
+        f"{path}: 'progress_sparse' cannot be read": ("sparse", 0, 10),
+    }.items():
+        with pytest.raises(DatasetError, match=re.escape(message)):
+            read_episode_progress(path, *arguments)
+    with pytest.raises(DatasetError, match="no such file"):
+        read_episode_progress(f"{path}.gone", "dense", 0, 10)

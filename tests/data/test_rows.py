@@ -1,11 +1,16 @@
-"""Columns of one episode out of a data file, however the file stores them."""
+"""Columns of one episode out of a data file, however the file stores them; task texts and statistics of many."""
+
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sarm_ray.data.rows import column_array, read_episode_table
+from sarm_ray.data import rows as rows_module
+from sarm_ray.data.lerobot import open_dataset
+from sarm_ray.data.rows import column_array, episode_texts, read_episode_table, state_statistics
+from tests.datasets import write_dataset
 
 FLAT = np.arange(12, dtype=np.float32)
 
@@ -82,3 +87,38 @@ def test_columns_that_are_no_numbers(column, words):
 def test_large_lists_and_missing_floats():
     column = pa.array([[1.0, None], [3.0, 4.0]], pa.large_list(pa.float32()))
     np.testing.assert_array_equal(column_array(pa.chunked_array([column])), [[1, np.nan], [3, 4]])
+
+
+def test_many_task_texts_come_in_the_order_of_the_episodes(tmp_path):
+    """An episode of several tasks is asked for its first frame's; many are read at a time."""
+    lengths = [6, 3, 9, 4, 5] * 5
+    root = write_dataset(tmp_path / "toy", "v2.1", lengths)
+    lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
+    expected = [line["tasks"][0] for line in lines]
+    text = "".join(json.dumps({**line, "tasks": [*line["tasks"], "another"]}) + "\n" for line in lines)
+    (root / "meta/episodes.jsonl").write_text(text)
+    dataset = open_dataset(str(root))
+    assert episode_texts(dataset, np.arange(len(lengths))) == expected
+    assert episode_texts(dataset, np.array([8, 1])) == [expected[8], expected[1]]
+
+
+@pytest.mark.parametrize("form", ["usual", "nested", "count a number", "NaN", "an episode without"])
+def test_statistics_are_the_same_whichever_way_they_are_read(tmp_path, monkeypatch, form):
+    root = write_dataset(tmp_path / "toy", "v2.1", [6, 3, 9])
+    path = root / "meta/episodes_stats.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    own = entries[1]["stats"]["observation.state"]
+    if form == "nested":
+        own["mean"] = [own["mean"]]
+    elif form == "count a number":
+        own["count"] = own["count"][0]
+    elif form == "NaN":
+        own["mean"][0] = float("nan")
+    elif form == "an episode without":
+        del entries[1]["stats"]["observation.state"]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    dataset = open_dataset(str(root))
+    assert (rows_module._scan_statistics(dataset, "observation.state") is None) == (form != "usual")
+    result = state_statistics(dataset, "observation.state")
+    monkeypatch.setattr(rows_module, "_scan_statistics", lambda *_: None)
+    np.testing.assert_array_equal(result, state_statistics(dataset, "observation.state"))

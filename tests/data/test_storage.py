@@ -9,10 +9,11 @@ import threading
 from pathlib import Path
 
 import fsspec
+import psutil
 import pytest
 
-from sarm_ray.data import storage
-from sarm_ray.errors import DatasetError
+from sarm_ray.data import hub, storage
+from sarm_ray.errors import DatasetError, StoreError
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -121,6 +122,28 @@ def test_remove_temporaries_takes_what_a_killed_writer_left_and_nothing_else(tmp
     storage.remove_temporaries("memory://bucket/folder")
 
 
+def test_a_temporary_of_a_process_whose_number_another_one_has_now_is_removed(tmp_path):
+    """In a container the first process has the same number after every restart."""
+    left = tmp_path / f"{storage.TEMPORARY_PREFIX}{storage._HOST}-{os.getpid()}-ab-b.bin"
+    left.write_bytes(b"x")
+    storage.remove_temporaries(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [left]
+    before = psutil.Process().create_time() - 60
+    os.utime(left, (before, before))
+    storage.remove_temporaries(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_of_a_dead_process_that_nobody_waited_for_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        pass
+    (tmp_path / f"{storage.TEMPORARY_PREFIX}{storage._HOST}-{process.pid}-ab-b.bin").write_bytes(b"x")
+    storage.remove_temporaries(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    process.wait()
+
+
 def test_links_are_followed_and_stamped_by_what_they_lead_to(tmp_path):
     disk = tmp_path / "disk2"
     disk.mkdir()
@@ -211,13 +234,13 @@ def test_user_cache(tmp_path, monkeypatch):
 
 def test_lerobot_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "lr"))
-    assert storage.lerobot_home() == tmp_path / "lr"
+    assert hub.lerobot_home() == tmp_path / "lr"
     monkeypatch.delenv("HF_LEROBOT_HOME")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    assert storage.lerobot_home() == tmp_path / "hf/lerobot"
+    assert hub.lerobot_home() == tmp_path / "hf/lerobot"
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert storage.lerobot_home() == tmp_path / ".cache/huggingface/lerobot"
+    assert hub.lerobot_home() == tmp_path / ".cache/huggingface/lerobot"
 
 
 @pytest.mark.parametrize(
@@ -237,11 +260,34 @@ def test_lerobot_home(tmp_path, monkeypatch):
     ],
 )
 def test_hub_ids(name, expected):
-    assert storage.is_hub_id(name) is expected
+    assert hub.is_hub_id(name) is expected
 
 
 def test_an_impossible_repository_name_is_an_error_for_people():
     with pytest.raises(
         DatasetError, match=r"^a b/c d: no such local folder, and the Hub has no such dataset within reach"
     ):
-        storage.download_from_hub("a b/c d", ["*"], None, "dataset")
+        hub.download_from_hub("a b/c d", ["*"], None, "dataset")
+
+
+@pytest.mark.parametrize("write", [storage.write_file, storage.create_file])
+def test_what_cannot_be_written_is_one_line(tmp_path, write):
+    (tmp_path / "file").write_text("mine")
+    location = str(tmp_path / "file" / "below.json")
+    with pytest.raises(StoreError) as caught:
+        write(location, b"{}")
+    reasons = ("File exists", "Not a directory")
+    assert str(caught.value) in [f"{location}: cannot be written ({r}); what is finished is kept" for r in reasons]
+    assert files_of(tmp_path) == ["file"]
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_created_once(tmp_path):
+    location = str(tmp_path / "new/lease.json")
+    assert storage.create_file(location, b"first")
+    assert not storage.create_file(location, b"second")
+    assert storage.read_bytes(location) == b"first"
+    assert files_of(tmp_path / "new") == ["lease.json"]

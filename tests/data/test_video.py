@@ -267,13 +267,30 @@ def test_missing_file(tmp_path):
     assert described(read(path, [request([0]), request([1])])) == [f"{path}: no such file"] * 2
 
 
-@pytest.mark.parametrize("content", [b"", b"these are not the frames you are looking for"])
-def test_a_file_that_is_no_video(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"these are not the frames you are looking for", "Invalid data found when processing input"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer; fetch the video with git lfs pull"),
+    ],
+)
+def test_a_file_that_is_no_video(tmp_path, content, reason):
     path = tmp_path / "v.mp4"
     path.write_bytes(content)
     texts = described(read(path, [request([0]), request([1])]))
-    assert len(texts) == 2
-    assert all(text.startswith(f"{path}: not a readable video (") for text in texts)
+    assert texts == [f"{path}: not a readable video ({reason})"] * 2
+
+
+def test_a_file_without_pictures(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert described(read(path, [request([0])])) == [f"{path}: not a readable video (it has no video stream)"]
 
 
 def test_a_folder_in_place_of_a_file(tmp_path):
@@ -402,12 +419,10 @@ def test_a_lost_row_shifts_no_image(tmp_path):
 
 def test_image_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "none.parquet"
-    assert described(list(read_frames(str(path), [request([0])], 30, SIZE, CAMERA))) == [
-        f"{path}: {path}: no such file"
-    ]
+    assert described(list(read_frames(str(path), [request([0])], 30, SIZE, CAMERA))) == [f"{path}: no such file"]
     path.write_bytes(b"PAR1 not really")
     (text,) = described(list(read_frames(str(path), [request([0])], 30, SIZE, CAMERA)))
-    assert text.startswith(f"{path}: {path}: not a readable parquet file (")
+    assert text.startswith(f"{path}: not a readable parquet file (")
 
 
 # ------------------------------------------------------------------------------------------------- resizing, cropping

@@ -16,8 +16,8 @@ from sarm_ray.model.checkpoint import (
     StateNormalizer,
     load_model,
     open_checkpoint,
-    save_checkpoint,
 )
+from sarm_ray.model.checkpoint_writer import save_checkpoint
 from sarm_ray.model.sarm import Sarm
 from tests.model.tiny import random_sarm, tiny_config
 
@@ -167,7 +167,7 @@ def test_without_a_sidecar_the_window_is_lerobots(saved):
 
 
 def test_sidecar_keys_of_the_future_are_passed_over(saved):
-    (saved / "sarm_ray.json").write_text(json.dumps({**asdict(SIDECAR), "metrics": {"mse": 0.1}}))
+    (saved / "sarm_ray.json").write_text(json.dumps({**asdict(SIDECAR), "licence": "none"}))
     assert open_checkpoint("m", str(saved)).sidecar == SIDECAR
 
 
@@ -317,3 +317,16 @@ def test_sidecar_that_lacks_its_encoder(saved):
 def test_sidecar_with_an_unknown_window(saved):
     (saved / "sarm_ray.json").write_text(json.dumps({**asdict(SIDECAR), "window": "future"}))
     fails(saved, f"{saved}/sarm_ray.json: window must be centered or past, not 'future'")
+
+
+def test_sidecar_records_the_training_data_and_the_metrics(tmp_path):
+    sidecar = replace(SIDECAR, task_texts=["push", "Öffne"], data_fingerprint="f00", metrics={"sparse_tau_error": 0.1})
+    save_checkpoint(str(tmp_path), CONFIG, random_sarm(CONFIG.shape), sidecar)
+    assert open_checkpoint("m", str(tmp_path)).sidecar == sidecar
+    assert json.loads((tmp_path / "config.json").read_text()).keys() == set(LEROBOT_KEYS)
+
+
+def test_sidecar_of_before_they_were_recorded_is_read(saved):
+    known = {key: value for key, value in asdict(SIDECAR).items() if key not in ("task_texts", "metrics")}
+    (saved / "sarm_ray.json").write_text(json.dumps(known))
+    assert open_checkpoint("m", str(saved)).sidecar == SIDECAR

@@ -108,7 +108,7 @@ def test_stages_after_the_readout_slot_never_reach_tau_and_earlier_ones_do():
     early[:, :4] = 2
     with torch.inference_mode():
         tau, tau_late, tau_early = (
-            model.subtask_model(*inputs, each, "sparse")[:, 4] for each in (stages, late, early)
+            model.subtask_model(*inputs, {"sparse": each})["sparse"][:, 4] for each in (stages, late, early)
         )
     torch.testing.assert_close(tau_late, tau, rtol=0, atol=1e-6)
     assert (tau_early - tau).abs().max() > 1e-4
@@ -131,7 +131,7 @@ def test_one_stage_heads_never_run_the_stage_network(heads):
         for parameter in model.stage_model.parameters():
             parameter.fill_(float("nan"))
         zeros = torch.zeros(5, 9, dtype=torch.int64)
-        expected = {head: model.subtask_model(*inputs, zeros, head)[:, 4] for head in heads}
+        expected = {head: model.subtask_model(*inputs, {head: zeros})[head][:, 4] for head in heads}
     for head, (probabilities, tau) in infer(model, inputs, 4, heads).items():
         assert torch.equal(probabilities, torch.ones(5, 1))
         torch.testing.assert_close(tau, expected[head], rtol=0, atol=1e-6)

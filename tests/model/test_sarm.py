@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sarm_ray.model.sarm import Sarm, SarmShape
+from sarm_ray.model.sarm import HEADS, Sarm, SarmShape
 from tests.model.tiny import random_inputs, random_sarm, tiny_config
 
 SHAPE = tiny_config().shape
@@ -64,8 +64,8 @@ def test_encoder_layers_are_post_norm_relu_without_final_norm():
 def test_outputs_have_one_value_per_slot():
     model, (vision, text, state) = random_sarm(SHAPE), random_inputs(SHAPE, 2, 13)
     with torch.no_grad():
-        logits = {head: model.stage_model(vision, text, state, head) for head in ("sparse", "dense")}
-        tau = model.subtask_model(vision, text, state, torch.zeros(2, 13, dtype=torch.int64), "dense")
+        logits = {head: model.stage_model(vision, text, state, [head])[head] for head in ("sparse", "dense")}
+        tau = model.subtask_model(vision, text, state, {"dense": torch.zeros(2, 13, dtype=torch.int64)})["dense"]
     assert logits["sparse"].shape == (2, 13, 3)
     assert logits["dense"].shape == (2, 13, 5)
     assert tau.shape == (2, 13)
@@ -84,9 +84,9 @@ def test_outputs_have_one_value_per_slot():
 def test_stage_network_sees_what_the_flattened_causal_mask_lets_it(stream, slot, changed):
     model, (vision, text, state) = random_sarm(SHAPE), random_inputs(SHAPE, 1, 9)
     with torch.no_grad():
-        before = model.stage_model(vision, text, state, "sparse")
+        before = model.stage_model(vision, text, state, ["sparse"])["sparse"]
         (vision if stream == "vision" else state)[:, slot] += 1.0
-        difference = (model.stage_model(vision, text, state, "sparse") - before).abs().amax((0, 2))
+        difference = (model.stage_model(vision, text, state, ["sparse"])["sparse"] - before).abs().amax((0, 2))
     assert [t for t in range(9) if difference[t] > 1e-5] == list(changed)
     assert all(difference[t] <= 1e-6 for t in range(9) if t not in changed)
 
@@ -96,25 +96,30 @@ def test_subtask_network_sees_all_states_but_only_earlier_stages(stream, changed
     model, (vision, text, state) = random_sarm(SHAPE), random_inputs(SHAPE, 1, 9)
     stages = torch.zeros(1, 9, dtype=torch.int64)
     with torch.no_grad():
-        before = model.subtask_model(vision, text, state, stages, "sparse")
+        before = model.subtask_model(vision, text, state, {"sparse": stages})["sparse"]
         if stream == "state":
             state[:, 5] += 1.0
         else:
             stages[:, 5] = 2
-        difference = (model.subtask_model(vision, text, state, stages, "sparse") - before).abs()[0]
+        difference = (model.subtask_model(vision, text, state, {"sparse": stages})["sparse"] - before).abs()[0]
     assert [t for t in range(9) if difference[t] > 1e-6] == list(changed)
 
 
 def test_slots_beyond_the_length_change_nothing_before_it():
     model, inputs = random_sarm(SHAPE), random_inputs(SHAPE, 2, 13)
     lengths, stages = torch.tensor([9, 11]), torch.zeros(2, 13, dtype=torch.int64)
-    with torch.no_grad():
-        before = model.stage_model(*inputs, "dense", lengths), model.subtask_model(*inputs, stages, "dense", lengths)
-        for window, length in enumerate(lengths):
-            inputs[0][window, length:] = 50.0
-            inputs[2][window, length:] = -50.0
-            stages[window, length:] = 4
-        after = model.stage_model(*inputs, "dense", lengths), model.subtask_model(*inputs, stages, "dense", lengths)
+
+    def outputs() -> list[torch.Tensor]:
+        with torch.no_grad():
+            logits = model.stage_model(*inputs, ["dense"], lengths)
+            return [logits["dense"], model.subtask_model(*inputs, {"dense": stages}, lengths)["dense"]]
+
+    before = outputs()
+    for window, length in enumerate(lengths):
+        inputs[0][window, length:] = 50.0
+        inputs[2][window, length:] = -50.0
+        stages[window, length:] = 4
+    after = outputs()
     for old, new in zip(before, after, strict=True):
         for window, length in enumerate(lengths):
             torch.testing.assert_close(new[window, :length], old[window, :length], rtol=0, atol=1e-6)
@@ -124,8 +129,8 @@ def test_lengths_mask_the_padded_keys_of_every_stream():
     """Nine valid slots of thirteen come out as a window of nine does."""
     model, (vision, text, state) = random_sarm(SHAPE), random_inputs(SHAPE, 2, 13)
     with torch.no_grad():
-        padded = model.stage_model(vision, text, state, "sparse", torch.tensor([9, 9]))[:, :9]
-        short = model.stage_model(vision[:, :9], text, state[:, :9], "sparse")
+        padded = model.stage_model(vision, text, state, ["sparse"], torch.tensor([9, 9]))["sparse"][:, :9]
+        short = model.stage_model(vision[:, :9], text, state[:, :9], ["sparse"])["sparse"]
     torch.testing.assert_close(padded, short, rtol=0, atol=5e-6)
 
 
@@ -150,7 +155,7 @@ def test_stage_tokens_are_zero_padded_one_hots():
 def test_readout_gathers_a_slots_tokens_from_all_streams():
     net, (vision, text, state) = random_sarm(SHAPE).stage_model, random_inputs(SHAPE, 1, 9)
     with torch.no_grad():
-        outputs = net(vision, text, state, "sparse")
+        outputs = net(vision, text, state, ["sparse"])["sparse"]
         mask = torch.nn.Transformer.generate_square_subsequent_mask(27)
         encoded = net.transformer(torch.cat(net.project(vision, text, state), dim=1), mask=mask)[0]
         slot = torch.cat([encoded[3], encoded[9 + 3], encoded[18 + 3]])
@@ -162,8 +167,25 @@ def test_each_head_has_its_own_weights_in_both_networks():
     model, (vision, text, state) = random_sarm(SHAPE), random_inputs(SHAPE, 1, 9)
     stages = torch.zeros(1, 9, dtype=torch.int64)
     with torch.no_grad():
-        tau = model.subtask_model(vision, text, state, stages, "sparse")
+        tau = model.subtask_model(vision, text, state, {"sparse": stages})["sparse"]
         model.subtask_model.heads["dense"].weight.zero_()
         model.subtask_model.heads["dense"].bias.zero_()
-        assert torch.equal(model.subtask_model(vision, text, state, stages, "sparse"), tau)
-        assert torch.equal(model.subtask_model(vision, text, state, stages, "dense"), torch.full((1, 9), 0.5))
+        assert torch.equal(model.subtask_model(vision, text, state, {"sparse": stages})["sparse"], tau)
+        assert torch.equal(
+            model.subtask_model(vision, text, state, {"dense": stages})["dense"], torch.full((1, 9), 0.5)
+        )
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([9, 11, 13])])
+def test_heads_that_share_a_pass_come_out_as_from_passes_of_their_own(lengths):
+    model, inputs = random_sarm(SHAPE), random_inputs(SHAPE, 3, 13)
+    generator = torch.Generator().manual_seed(1)
+    stages = {head: torch.randint(SHAPE.num_stages(head), (3, 13), generator=generator) for head in HEADS}
+    with torch.no_grad():
+        logits = model.stage_model(*inputs, HEADS, lengths)
+        taus = model.subtask_model(*inputs, stages, lengths)
+        for head in HEADS:
+            alone = model.stage_model(*inputs, [head], lengths)[head]
+            torch.testing.assert_close(logits[head], alone, rtol=0, atol=1e-6)
+            alone = model.subtask_model(*inputs, {head: stages[head]}, lengths)[head]
+            torch.testing.assert_close(taus[head], alone, rtol=0, atol=1e-6)

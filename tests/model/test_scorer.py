@@ -4,7 +4,8 @@ import torch
 
 from sarm_ray.core.progress import normalize_progress
 from sarm_ray.core.windows import Window, window_slots
-from sarm_ray.model.checkpoint import open_checkpoint, save_checkpoint
+from sarm_ray.model.checkpoint import open_checkpoint
+from sarm_ray.model.checkpoint_writer import save_checkpoint
 from sarm_ray.model.scorer import HeadScores, Scorer
 from tests.model.tiny import full_forward, margins, random_sarm, tiny_config
 

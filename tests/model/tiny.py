@@ -55,9 +55,9 @@ def random_inputs(shape: SarmShape, num_windows: int, num_slots: int, seed: int 
 def full_forward(model: Sarm, vision, text, state, head: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both networks on every slot, as LeRobot runs them: probabilities (B, T, K), stages (B, T), tau (B, T)."""
     with torch.inference_mode():
-        logits = model.stage_model(vision, text, state, head)
+        logits = model.stage_model(vision, text, state, [head])[head]
         stages = logits.argmax(-1)
-        return logits.softmax(-1), stages, model.subtask_model(vision, text, state, stages, head)
+        return logits.softmax(-1), stages, model.subtask_model(vision, text, state, {head: stages})[head]
 
 
 def margins(probabilities: torch.Tensor | np.ndarray) -> torch.Tensor:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from sarm_ray.core.windows import Window
 from sarm_ray.data.rows import state_statistics
-from sarm_ray.model.checkpoint import load_model, open_checkpoint, save_checkpoint
+from sarm_ray.model.checkpoint import load_model, open_checkpoint
+from sarm_ray.model.checkpoint_writer import NORMALIZER, save_checkpoint
 
 pytestmark = pytest.mark.parity
 NAMES = ["sarm_dual_tiny", "lerobot_train_checkpoint/pretrained_model"]
@@ -64,3 +65,21 @@ def test_writing(fixtures, tiny_checkpoint, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_writing_the_normalizer(fixtures, tmp_path):
+    """Its file under LeRobot's name with LeRobot's values, and the processors' descriptions as LeRobot writes them."""
+    inner = fixtures / "lerobot_train_checkpoint" / "pretrained_model"
+    checkpoint = open_checkpoint("m", str(inner))
+    save_checkpoint(str(tmp_path), checkpoint.config, load_model(checkpoint), normalizer=checkpoint.normalizer)
+    theirs, ours = (load_file(folder / NORMALIZER) for folder in (inner, tmp_path))
+    assert sorted(ours) == ["observation.state.mean", "observation.state.std"]
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name])
+        assert tensor.dtype == torch.float32
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        theirs, ours = (json.loads((folder / name).read_text()) for folder in (inner, tmp_path))
+        if name == "policy_preprocessor.json":  # LeRobot's shape of the dense stages is a stale one: 1 for 5
+            theirs["steps"][2]["config"]["features"]["dense_stage"]["shape"] = [13, 5]
+            theirs["steps"][2]["config"]["features"]["sparse_stage"]["shape"] = [13, 3]
+        assert ours == theirs

@@ -30,7 +30,7 @@ def lerobot_margins(checkpoint, episode, head: str) -> np.ndarray:
     vision, state = (torch.from_numpy(episode[name])[episode["slots_BT"]] for name in ("features_FD", "states_FS"))
     text = torch.from_numpy(episode["text_E"])[None].expand(len(vision), -1)
     with torch.inference_mode():
-        best = load_model(checkpoint).stage_model(vision, text, state, head)[:, :5].softmax(-1).topk(2).values
+        best = load_model(checkpoint).stage_model(vision, text, state, [head])[head][:, :5].softmax(-1).topk(2).values
     return (best[..., 0] - best[..., 1]).amin(1).numpy()
 
 

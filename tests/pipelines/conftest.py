@@ -2,9 +2,13 @@
 
 import os
 import tempfile
+import time
 
 import pytest
 import ray
+
+from sarm_ray.model.encoder import EFFICIENTNET, EncoderInfo, describe_encoder
+from tests.pipelines.crashes import Undisturbed, assert_tidy, said, started
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,3 +28,20 @@ def local_ray():
         yield
         ray.shutdown()
         os.environ["HOME"] = home or scratch
+
+
+@pytest.fixture(scope="session")
+def encoder() -> EncoderInfo:
+    """The encoder whose weights are embedded."""
+    return describe_encoder(EFFICIENTNET, None)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    """The run that crash tests compare with: the console command, which starts its own Ray."""
+    folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    with started(folder, own_ray=True) as process:
+        assert process.wait(600) == 0, said(folder)
+        seconds = time.monotonic() - began
+    assert_tidy(folder)
+    return Undisturbed(folder / "out.parquet", seconds)

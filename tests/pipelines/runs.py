@@ -1,5 +1,6 @@
 """What the pipeline tests share: the fixtures' places, running the command as a user does, comparing outputs."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -8,6 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
+
+from sarm_ray.cli import main
+from sarm_ray.config import ScoreConfig
+from sarm_ray.pipelines.score import score
+from sarm_ray.pipelines.score_report import DatasetReport
+
+# a config without pictures, which cost seconds and have a test of their own
+quick_config = functools.partial(ScoreConfig, num_visualizations=0)
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 PARITY = SHARED / "lerobot_parity"
@@ -23,7 +33,20 @@ needs_real = pytest.mark.skipif(not (SHARED / "real").exists(), reason=f"needs r
 def sarm_ray(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Run the console command to its end."""
     command = [sys.executable, "-m", "sarm_ray", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    if "score" in arguments[:1] and "--num-visualizations" not in arguments:
+        command += ["--num-visualizations", "0"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **{"timeout": 300, **options})
+
+
+def run_here(*arguments: object) -> Result:
+    """The console command in this process, on the session's Ray."""
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def score_one(config: ScoreConfig) -> DatasetReport:
+    """Score one dataset on the session's Ray, saying nothing."""
+    (report,) = score(config, quiet=True).datasets
+    return report
 
 
 def read_progress(path: str | Path) -> dict[str, np.ndarray]:

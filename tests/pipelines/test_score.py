@@ -24,15 +24,17 @@ from tests.pipelines.runs import (
     files_below,
     needs_parity,
     needs_real,
+    quick_config,
     read_progress,
     sarm_ray,
+    score_one,
 )
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> ScoreConfig:
     """Both heads of the tiny checkpoint over LeRobot's v3.0 fixture in fp32, one feature cache for the module."""
-    return ScoreConfig(
+    return quick_config(
         dataset=str(PARITY / "dataset_v3"),
         model=SARM_TINY,
         encoder=CLIP_TINY,
@@ -46,7 +48,7 @@ def base(tmp_path_factory) -> ScoreConfig:
 def whole(base, tmp_path_factory) -> Path:
     """The undisturbed run that others are compared with."""
     output = tmp_path_factory.mktemp("whole") / "progress.parquet"
-    report = score(replace(base, output=str(output), stage_probabilities=True), quiet=True)
+    report = score_one(replace(base, output=str(output), stage_probabilities=True))
     assert report.num_decoded == report.num_scored == 2050
     return output
 
@@ -86,7 +88,7 @@ def test_v21_gives_the_same_values(base, whole, tmp_path):
 @pytest.mark.parity
 def test_stride_7_computes_and_interpolates_as_lerobot(base, tmp_path):
     output = tmp_path / "stride.parquet"
-    report = score(replace(base, stride=7, episodes="0:2", output=str(output)), quiet=True)
+    report = score_one(replace(base, stride=7, episodes="0:2", output=str(output)))
     ours, theirs = read_progress(output), read_progress(EXPECTED / "interp_stride7.parquet")
     assert report.num_scored == len(computed_frames(300, 7)) + len(computed_frames(330, 7))
     np.testing.assert_array_equal(ours["index"], theirs["index"])
@@ -141,12 +143,12 @@ def test_a_denser_stride_adds_what_is_missing_and_changes_nothing(base, tmp_path
     coarse = sum(int(needed_frames(length, 30, window).sum()) for length in lengths)
     fine = sum(int(needed_frames(length, 10, window).sum()) for length in lengths)
     config = replace(base, episodes="0:2", cache=str(tmp_path / "features"))
-    first = score(replace(config, stride=30, output=str(tmp_path / "coarse.parquet")), quiet=True)
-    second = score(replace(config, stride=10, output=str(tmp_path / "fine.parquet")), quiet=True)
+    first = score_one(replace(config, stride=30, output=str(tmp_path / "coarse.parquet")))
+    second = score_one(replace(config, stride=10, output=str(tmp_path / "fine.parquet")))
     assert (first.num_decoded, first.num_cached) == (coarse, 0)
     assert (second.num_decoded, second.num_cached) == (fine - coarse, coarse)
     fresh = replace(config, stride=10, output=str(tmp_path / "fresh.parquet"), cache=str(tmp_path / "other"))
-    assert score(fresh, quiet=True).num_decoded == fine
+    assert score_one(fresh).num_decoded == fine
     assert_same_values(tmp_path / "fine.parquet", tmp_path / "fresh.parquet")
 
 
@@ -156,15 +158,15 @@ def test_another_checkpoint_decodes_nothing_even_without_the_videos(base, tmp_pa
     shutil.copytree(PARITY / "dataset_v21", dataset)
     make_writable(dataset)
     config = replace(base, dataset=str(dataset), cache=None)
-    first = score(config, quiet=True)
+    first = score_one(config)
     assert first.output == str(dataset / "sarm_progress.parquet")
     assert (tmp_path / "dataset.sarm_features").is_dir()
     shutil.move(dataset / "videos", tmp_path / "archive")
     other = str(PARITY / "lerobot_train_checkpoint")
-    second = score(replace(config, model=other, output=str(tmp_path / "other.parquet")), quiet=True)
+    second = score_one(replace(config, model=other, output=str(tmp_path / "other.parquet")))
     assert (second.num_decoded, second.num_cached, second.num_scored) == (0, 2050, 2050)
     assert second.num_nan == {"sparse": 0, "dense": 0}
-    again = score(replace(config, overwrite=True), quiet=True)
+    again = score_one(replace(config, overwrite=True))
     assert (again.num_decoded, again.failures) == (0, [])
 
 
@@ -212,7 +214,7 @@ def test_every_window_that_reaches_into_a_hole_is_nan(base, whole, tmp_path):
         if rows == [{"episode_index": 3, "start": 256}]:
             part.unlink()
     (dataset / f"videos/chunk-000/{BASE}/episode_000003.mp4").unlink()
-    report = score(replace(config, output=str(tmp_path / "second.parquet")), quiet=True)
+    report = score_one(replace(config, output=str(tmp_path / "second.parquet")))
     assert [(f.episode_index, f.start, f.stop, f.message.split(": ")[-1]) for f in report.failures] == [
         (3, 256, 400, "no such file")
     ]
@@ -238,8 +240,11 @@ def test_nan_states_are_nan_rows(base, whole, tmp_path):
     values = pa.FixedSizeListArray.from_arrays(pa.array(states.ravel()), states.shape[1])
     pq.write_table(table.set_column(column, "observation.state", values), path)
     config = replace(base, dataset=str(dataset), episodes="1", output=str(tmp_path / "out.parquet"))
-    report = score(config, quiet=True)
-    assert (report.failures, report.num_nan) == ([], {"sparse": 8, "dense": 8})
+    report = score_one(config)
+    (failure,) = report.failures
+    assert (failure.episode_index, failure.start, failure.stop, failure.attempts) == (1, 0, 256, 1)
+    assert failure.message == f"{path}: observation.state is NaN or infinite in frame 100"
+    assert report.num_nan == {"sparse": 8, "dense": 8}
     ours, theirs = read_progress(tmp_path / "out.parquet"), read_progress(whole)
     lost = (window_slots(np.arange(330), 330, Window(8, 30)) == 100).any(axis=1)
     np.testing.assert_array_equal(np.isnan(ours["progress_dense"]), lost)
@@ -304,7 +309,7 @@ def test_an_output_that_exists_is_kept_unless_told(base, whole, tmp_path):
 @pytest.mark.real
 def test_real_unitree_g1_video(tmp_path):
     output = tmp_path / "g1.parquet"
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(SHARED / "real/g1_bottle"),
         model=SARM_TINY,
         encoder=CLIP_TINY,
@@ -313,7 +318,7 @@ def test_real_unitree_g1_video(tmp_path):
         output=str(output),
         cache=str(tmp_path / "features"),
     )
-    report = score(config, quiet=True)
+    report = score_one(config)
     assert (report.num_frames, report.num_decoded, report.failures) == (8488, 8488, [])
     assert_rows_are_the_datasets(output, SHARED / "real/g1_bottle")
 
@@ -323,7 +328,7 @@ def test_real_unitree_g1_video(tmp_path):
 @pytest.mark.real
 def test_simulated_gr1_with_faulty_metadata(tmp_path, capfd):
     output = tmp_path / "gr1.parquet"
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(SHARED / "real/gr1_sim"),
         model=SARM_TINY,
         encoder=CLIP_TINY,
@@ -331,7 +336,7 @@ def test_simulated_gr1_with_faulty_metadata(tmp_path, capfd):
         output=str(output),
         cache=str(tmp_path / "features"),
     )
-    report = score(config)
+    (report,) = score(config).datasets
     assert (report.num_frames, report.num_decoded, report.failures) == (2096, 2096, [])
     assert_rows_are_the_datasets(output, SHARED / "real/gr1_sim")
     said = capfd.readouterr().err

@@ -9,72 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from sarm_ray.config import ScoreConfig
-from sarm_ray.core.windows import Window, window_slots
-from sarm_ray.data.lerobot import open_dataset
-from sarm_ray.data.rows import episode_texts, read_rows, state_statistics
-from sarm_ray.data.video import FrameRequest, read_frames
+from sarm_ray.core.windows import Window
 from sarm_ray.errors import SarmRayError
-from sarm_ray.model.checkpoint import SarmConfig, Sidecar, StateNormalizer, open_checkpoint, save_checkpoint
-from sarm_ray.model.encoder import EFFICIENTNET, describe_encoder, encode_texts, load_image_encoder
-from sarm_ray.model.sarm import Sarm
-from sarm_ray.model.scorer import Scorer
+from sarm_ray.model.encoder import EFFICIENTNET
 from sarm_ray.pipelines.ingest import check_store, ingest
 from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.score import score
-from sarm_ray.pipelines.score_plan import plan_score
-from tests.datasets import write_dataset
-from tests.pipelines.runs import read_progress
+from sarm_ray.pipelines.score_plan import plan_scores
+from sarm_ray.pipelines.stopping import Stop
+from tests.datasets import CAMERA, write_dataset
+from tests.pipelines.reference import score_without_ray, write_model
+from tests.pipelines.runs import quick_config, read_progress, score_one
 
 LENGTHS = [1, 40, 300, 7]
-CAMERA = "observation.images.base"
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return describe_encoder(EFFICIENTNET, None)
-
-
-def write_model(folder: Path, encoder, mode: str = "dual", **sidecar) -> str:
-    """A small SARM with random weights on EfficientNet features."""
-    torch.manual_seed(0)
-    stages = {"num_sparse_stages": 3, "num_dense_stages": 4} if mode == "dual" else {"num_sparse_stages": 1}
-    config = SarmConfig(
-        annotation_mode=mode, frame_gap=10, image_dim=1280, text_dim=512, hidden_dim=32, num_heads=4, num_layers=2,
-        image_key=CAMERA, **stages,
-    )  # fmt: skip
-    record = Sidecar(encoder=EFFICIENTNET, encoder_weights=encoder.weights, image_keys=[CAMERA], **sidecar)
-    save_checkpoint(str(folder), config, Sarm(config.shape), record)
-    return str(folder)
-
-
-def score_without_ray(root: str, model: str, encoder, window: Window, heads: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The same, chunk by chunk, in a loop; on one thread as the workers, whose number shows in the last bit."""
-    torch.set_num_threads(1)
-    dataset, checkpoint = open_dataset(root), open_checkpoint(model, model)
-    rows = np.arange(len(dataset.length))
-    texts = encode_texts(encoder, episode_texts(dataset, rows))
-    mean, std = state_statistics(dataset, "observation.state")
-    normalizer = StateNormalizer(mean.astype(np.float32), std.astype(np.float32))
-    encode = load_image_encoder(encoder, "fp32", "cpu")
-    scorer = Scorer(checkpoint, heads, window.readout_slot, "fp32", "cpu")
-    files, key = dataset.camera_files(CAMERA), None if dataset.is_video(CAMERA) else CAMERA
-    progress: dict[str, list[np.ndarray]] = {head: [] for head in heads}
-    for row in rows.tolist():
-        length = int(dataset.length[row])
-        request = FrameRequest(int(dataset.episode_index[row]), files.from_timestamp[row], np.arange(length))
-        images = next(read_frames(dataset.location(files.path(row)), [request], dataset.fps, 224, key))
-        features = encode(images)
-        states = normalizer.apply(read_rows(dataset, row, ["observation.state"])["observation.state"], 32)
-        for start in range(0, length, 256):
-            frames = np.arange(start, min(start + 256, length))
-            slots = window_slots(frames, length, window)
-            scores = scorer.score(features, states, texts[row], slots, np.ones(len(frames), dtype=bool))
-            for head in heads:
-                progress[head].append(scores[head].progress)
-    return {head: np.concatenate(values) for head, values in progress.items()}
 
 
 @pytest.mark.parametrize(
@@ -89,10 +37,10 @@ def test_values_equal_those_of_a_plain_loop(tmp_path, encoder, layout, options):
     root = str(write_dataset(tmp_path / "data", layout, LENGTHS, size=(96, 128), tasks=["push", "pull"], **options))
     model = write_model(tmp_path / "model", encoder)
     output = tmp_path / "out.parquet"
-    config = ScoreConfig(
+    config = quick_config(
         dataset=root, model=model, head_mode="both", precision="fp32", output=str(output), cache=str(tmp_path / "cache")
     )
-    report = score(config, quiet=True)
+    report = score_one(config)
     assert (report.num_frames, report.num_decoded, report.failures) == (348, 348, [])
     ours = read_progress(output)
     theirs = score_without_ray(root, model, encoder, Window(8, 10), ("sparse", "dense"))
@@ -105,7 +53,7 @@ def test_values_equal_those_of_a_plain_loop(tmp_path, encoder, layout, options):
 def test_the_sidecars_window_and_frame_rate_are_honoured(tmp_path, encoder, capfd):
     root = str(write_dataset(tmp_path / "data", "v2.1", LENGTHS, fps=30, size=(64, 64)))
     model = write_model(tmp_path / "model", encoder, window="past", fps=60.0)
-    config = ScoreConfig(
+    config = quick_config(
         dataset=root, model=model, precision="fp32", output=str(tmp_path / "o.parquet"), cache=str(tmp_path / "c")
     )
     score(config)
@@ -120,36 +68,27 @@ def test_a_single_stage_model_has_the_sparse_head_alone(tmp_path, encoder, capfd
     root = str(write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64)))
     model = write_model(tmp_path / "model", encoder, mode="single_stage")
     output = tmp_path / "o.parquet"
-    score(ScoreConfig(dataset=root, model=model, head_mode="both", output=str(output), cache=str(tmp_path / "c")))
+    score(quick_config(dataset=root, model=model, head_mode="both", output=str(output), cache=str(tmp_path / "c")))
     assert list(read_progress(output)) == ["index", "episode_index", "frame_index", "progress_sparse"]
     assert "the checkpoint has the sparse head alone; it is scored instead of both" in capfd.readouterr().err
     assert pq.read_schema(output).metadata[b"encoder"] == EFFICIENTNET.encode()
-
-
-def test_another_encoder_than_the_sidecars_is_an_error(tmp_path, encoder):
-    root = str(write_dataset(tmp_path / "data", "v2.1", [2], size=(64, 64)))
-    model = write_model(tmp_path / "model", replace(encoder, weights="0" * 64))
-    with pytest.raises(
-        SarmRayError, match=r"was trained on features of efficientnet-lite0; efficientnet-lite0 is another"
-    ):
-        score(ScoreConfig(dataset=root, model=model, output=str(tmp_path / "o.parquet")), quiet=True)
 
 
 def test_a_re_recorded_episode_is_encoded_again_and_annotations_change_nothing(tmp_path, encoder):
     root = tmp_path / "data"
     write_dataset(root, "v2.1", LENGTHS, size=(64, 64))
     model = write_model(tmp_path / "model", encoder)
-    config = ScoreConfig(dataset=str(root), model=model, output=str(tmp_path / "o.parquet"), overwrite=True)
-    assert score(config, quiet=True).num_decoded == 348
+    config = quick_config(dataset=str(root), model=model, output=str(tmp_path / "o.parquet"), overwrite=True)
+    assert score_one(config).num_decoded == 348
     with (root / "meta/episodes.jsonl").open() as stream:
         lines = [line.replace('"length"', '"subtask_names": ["a"], "length"') for line in stream]
     (root / "meta/episodes.jsonl").write_text("".join(lines))
-    assert score(config, quiet=True).num_decoded == 0
+    assert score_one(config).num_decoded == 0
     other = tmp_path / "other"
     write_dataset(other, "v2.1", LENGTHS, size=(80, 80))
     video = f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
     shutil.copy(other / video, root / video)
-    assert score(config, quiet=True).num_decoded == 40
+    assert score_one(config).num_decoded == 40
 
 
 def test_an_episode_without_a_task_text_stops_the_run_unless_given(tmp_path, encoder):
@@ -158,12 +97,12 @@ def test_an_episode_without_a_task_text_stops_the_run_unless_given(tmp_path, enc
     entries = (root / "meta/episodes.jsonl").read_text().splitlines()
     (root / "meta/episodes.jsonl").write_text(entries[0] + "\n" + '{"episode_index": 1, "tasks": [], "length": 40}\n')
     (root / "meta/tasks.jsonl").unlink()
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
     )
     with pytest.raises(SarmRayError, match="episode 1 has no task text; give one with --task TEXT"):
         score(config, quiet=True)
-    assert score(replace(config, task="push"), quiet=True).num_frames == 41
+    assert score_one(replace(config, task="push")).num_frames == 41
 
 
 def test_weights_that_do_not_fit_stop_the_run_before_any_work(tmp_path, encoder):
@@ -174,7 +113,7 @@ def test_weights_that_do_not_fit_stop_the_run_before_any_work(tmp_path, encoder)
     with pytest.raises(
         SarmRayError, match=r"do not fit config.json: stage_model.heads.sparse.bias should be \(4,\), is"
     ):
-        score(ScoreConfig(dataset=root, model=str(model), output=str(tmp_path / "o.parquet")), quiet=True)
+        score(quick_config(dataset=root, model=str(model), output=str(tmp_path / "o.parquet")), quiet=True)
     assert not (tmp_path / "data.sarm_features").exists()
 
 
@@ -183,7 +122,7 @@ def test_statistics_with_a_hole_stop_the_run(tmp_path, encoder):
     stats = json.loads((root / "meta/stats.json").read_text())
     stats["observation.state"]["std"][1] = None
     (root / "meta/stats.json").write_text(json.dumps(stats))
-    config = ScoreConfig(dataset=str(root), model=write_model(tmp_path / "model", encoder))
+    config = quick_config(dataset=str(root), model=write_model(tmp_path / "model", encoder))
     with pytest.raises(SarmRayError, match=r"the statistics of observation.state are no numbers in dimensions 1$"):
         score(config, quiet=True)
 
@@ -195,10 +134,10 @@ def test_a_state_row_that_is_missing_costs_its_episode_alone(tmp_path, encoder):
     states = [row if number != 5 else None for number, row in enumerate(table["observation.state"].to_pylist())]
     place = table.schema.get_field_index("observation.state")
     pq.write_table(table.set_column(place, "observation.state", pa.array(states, pa.list_(pa.float32()))), path)
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
     )
-    report = score(config, quiet=True)
+    report = score_one(config)
     (failure,) = report.failures
     assert (failure.episode_index, failure.start, failure.stop, failure.error) == (1, 0, 40, "DatasetError")
     assert failure.message.endswith("episode 1: column 'observation.state': 1 rows are missing")
@@ -208,32 +147,32 @@ def test_a_state_row_that_is_missing_costs_its_episode_alone(tmp_path, encoder):
 def test_parts_of_a_run_that_was_cut_off_are_not_used_for_another_video(tmp_path, encoder):
     """What a part depends on is in its folder's name: a re-recorded video, a changed state, another text."""
     root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
     )
     cluster = Cluster(1, 0, "cpu", bf16=True)
-    before = plan_score(config, cluster)
-    assert plan_score(config, cluster).parts_folder == before.parts_folder
+    before = plan_scores(config, cluster)[0]
+    assert plan_scores(config, cluster)[0].parts_folder == before.parts_folder
     others = [replace(config, task="other"), replace(config, stride=2), replace(config, precision="fp32")]
     video = root / f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
     video.write_bytes(video.read_bytes() + b"\0")
-    plans = [plan_score(each, cluster) for each in (config, *others)]
+    plans = [plan_scores(each, cluster)[0] for each in (config, *others)]
     assert len({before.parts_folder, *(plan.parts_folder for plan in plans)}) == 5
     assert plans[0].metadata["dataset_fingerprint"] != before.metadata["dataset_fingerprint"]
 
 
 def test_features_that_vanish_are_an_error_not_silent_nan(tmp_path, encoder):
     root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
     )
     cluster = Cluster(2, 0, "cpu", bf16=True)
-    plan = plan_score(config, cluster).ingest
+    plan = plan_scores(config, cluster)[0].ingest
     elsewhere = replace(plan, store=replace(plan.store, location=str(tmp_path / "elsewhere")))
-    report = ingest(plan, cluster, quiet=True)
-    check_store(plan, report)
+    ingest([plan], cluster, Stop(str(tmp_path / "stop")), quiet=True)
+    check_store(plan, [])
     with pytest.raises(SarmRayError, match="features of episode 0, frames 0 and on, were written but are not there"):
-        check_store(elsewhere, report)
+        check_store(elsewhere, [])
 
 
 def test_the_index_column_is_compared_with_the_metadata(tmp_path, encoder):
@@ -242,10 +181,10 @@ def test_the_index_column_is_compared_with_the_metadata(tmp_path, encoder):
     table = pq.read_table(path)
     place = table.schema.get_field_index("index")
     pq.write_table(table.set_column(place, "index", pa.array(np.arange(40))), path)
-    config = ScoreConfig(
+    config = quick_config(
         dataset=str(root), model=write_model(tmp_path / "model", encoder), output=str(tmp_path / "o.parquet")
     )
-    report = score(config, quiet=True)
+    report = score_one(config)
     notice = "the index column of episodes 1 does not count rows from the dataset's start; the output's does"
     assert notice in report.notices
     assert read_progress(report.output)["index"].tolist() == list(range(41))

@@ -16,18 +16,25 @@ def test_all_three_from_the_hub(tmp_path):
         "someone/clip": PARITY / "clip_tiny",
     }
     command = ["score", "--model", "someone/sarm", "--encoder", "someone/clip", "--episodes", "1:", "someone/toy"]
-    with serve_hub(repositories) as hub:
+    with serve_hub(repositories, tokens={"hf_writer": True}) as hub:
         cache = str(tmp_path / "cache")
         environment = hub_environment(hub.url, tmp_path / "hf", XDG_CACHE_HOME=cache)
         planned = sarm_ray(*command, "--dry-run", env=environment, cwd=tmp_path)
         assert planned.returncode == 0, planned.stderr
         assert not [name for name in hub.fetched if name.endswith(".mp4")]
-        result = sarm_ray(*command, env=environment, cwd=tmp_path)
+        refused = sarm_ray(*command, "--push-to-hub", env=environment, cwd=tmp_path)
+        result = sarm_ray(*command, "--push-to-hub", env={**environment, "HF_TOKEN": "hf_writer"}, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "someone/toy: pushing needs a Hugging Face token; run `hf auth login` or set HF_TOKEN" in refused.stderr
     assert result.returncode == 0, result.stderr
+    assert "hf_writer" not in result.stdout + result.stderr
     output = tmp_path / "toy/sarm_progress.parquet"  # never inside the Hub's cache
     assert pq.read_table(output)["index"].to_pylist() == list(range(5, 15))
     assert pq.read_schema(output).metadata[b"reward_model_path"] == b"someone/sarm"
     assert read_summary(output)["num_decoded"] == 10
+    ((repository, branch, message, files),) = hub.commits
+    assert (repository, branch, message) == ("datasets/someone/toy", "main", "SARM progress by someone/sarm")
+    assert files == {"sarm_progress.parquet": output.read_bytes()}
     assert len(list((tmp_path / "cache/sarm_ray/features").iterdir())) == 1
     data = [name for name in hub.fetched if not name.startswith("datasets/someone/toy:meta/")]
     assert sorted(set(data)) == sorted(data)  # nothing twice

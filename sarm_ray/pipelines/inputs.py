@@ -3,15 +3,26 @@
 Each choice follows one rule, says in a notice what the user might not expect, and refuses what does not fit.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sarm_ray.core.episodes import parse_selection
 from sarm_ray.core.windows import Window, gap_in_frames
-from sarm_ray.data import storage
+from sarm_ray.data import hub
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.data.rows import state_statistics
-from sarm_ray.errors import CheckpointError, DatasetError, EncoderError, SarmRayError, name_list, nearest
+from sarm_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    EncoderError,
+    SarmRayError,
+    by_nearness,
+    name_list,
+    nearest,
+)
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
 from sarm_ray.model.encoder import CLIP, EFFICIENTNET, WEIGHT_FILES, EncoderInfo, describe_encoder
 
@@ -19,33 +30,51 @@ CHECKPOINT_FILES = ["config.json", "model.safetensors", "*normalizer*.safetensor
 CLIP_FILES = ["config.json", "*token*", "vocab.json", "merges.txt"]
 
 
-def choose_camera(dataset: Dataset, wanted: str | None, checkpoint: Checkpoint) -> str:
-    """The camera to score: the given one, else the one the model was trained on, else the only one that has files."""
+def select_episodes(selection: str | None, dataset: Dataset) -> np.ndarray:
+    """Episodes that a selection names, None for all: (N,) int64, positions in the dataset's table.
+
+    Raises:
+        ConfigError: see `parse_selection`.
+    """
+    if selection is None:
+        return np.arange(len(dataset.length))
+    try:
+        return parse_selection(selection, dataset.episode_index)
+    except ValueError as error:
+        raise ConfigError(f"{dataset.name}: {error}") from error
+
+
+def trained_cameras(checkpoint: Checkpoint) -> Sequence[str]:
+    """The cameras that a model was trained on."""
+    return checkpoint.sidecar.image_keys if checkpoint.sidecar else [checkpoint.config.image_key]
+
+
+def choose_camera(dataset: Dataset, wanted: str | None, trained: Sequence[str] = ()) -> str:
+    """A camera: the given one, else the one the model was trained on, else the only one that has files."""
     if wanted is not None:
         if wanted not in dataset.cameras:
-            hint = nearest(wanted, dataset.cameras)
-            raise DatasetError(f"{dataset.name}: no camera {wanted!r}{hint}; it has {name_list(dataset.cameras)}")
+            there = name_list(by_nearness(wanted, dataset.cameras))
+            hint = nearest(wanted, dataset.cameras) or ";"
+            raise DatasetError(f"{dataset.name}: no camera {wanted!r}{hint} --image-key takes {there}")
         if dataset.is_video(wanted) and wanted not in dataset.videos:
             raise DatasetError(
-                f"{dataset.name}: meta/info.json declares {wanted}, the episode table has no place for it"
+                f"{dataset.name}: meta/info.json declares {wanted}, the episode table has no place for it; choose another "
+                "with --image-key"
             )
         return wanted
-    trained = checkpoint.sidecar.image_keys if checkpoint.sidecar else [checkpoint.config.image_key]
     filled = [camera for camera in dataset.cameras if has_files(dataset, camera)] or list(dataset.cameras)
     for camera in (*trained, *(filled if len(filled) == 1 else ())):
         if camera in filled:
             return camera
-    raise DatasetError(
-        f"{dataset.name}: the model was trained on {name_list(trained)}, the dataset has {name_list(filled)}; "
-        "choose with --image-key"
-    )
+    model = f"the model was trained on {name_list(trained)}, " if trained else ""
+    raise DatasetError(f"{dataset.name}: {model}the dataset has {name_list(filled)}; choose with --image-key")
 
 
 def choose_encoder(wanted: str | None, checkpoint: Checkpoint, notices: list[str]) -> EncoderInfo:
     """The checkpoint's encoder. One without our sidecar counts as LeRobot's CLIP, and --encoder may replace that."""
     sidecar, config = checkpoint.sidecar, checkpoint.config
     name = wanted or (sidecar.encoder if sidecar else CLIP)
-    encoder = describe_encoder(name, None if name == EFFICIENTNET else _encoder_folder(name))
+    encoder = open_encoder(name)
     if sidecar and encoder.weights != sidecar.encoder_weights:
         raise EncoderError(
             f"{checkpoint.name} was trained on features of {sidecar.encoder}; {name} is another encoder. Leave --encoder out"
@@ -60,17 +89,29 @@ def choose_encoder(wanted: str | None, checkpoint: Checkpoint, notices: list[str
     return encoder
 
 
+def open_encoder(name: str) -> EncoderInfo:
+    """An encoder by its name, folder or Hub id; its files are fetched where need be."""
+    return describe_encoder(name, None if name == EFFICIENTNET else _encoder_folder(name))
+
+
+def state_width(dataset: Dataset, state_key: str) -> int:
+    """How many numbers a dataset's state has.
+
+    Raises:
+        DatasetError: there is no such state; those there are, nearest first.
+    """
+    if state_key not in dataset.features:
+        vectors = [key for key, spec in dataset.features.items() if str(spec.get("dtype", "")).startswith("float")]
+        there, hint = name_list(by_nearness(state_key, vectors)), nearest(state_key, vectors) or ";"
+        raise DatasetError(f"{dataset.name}: no state {state_key!r}{hint} --state-key takes {there}")
+    return int(np.prod(dataset.features[state_key].get("shape") or [1]))
+
+
 def choose_normalizer(
     wanted: str | None, dataset: Dataset, checkpoint: Checkpoint, state_key: str, notices: list[str]
 ) -> tuple[StateNormalizer, str]:
     """State statistics and where they are from: the checkpoint, or (asked for, or for want of those) the dataset."""
-    if state_key not in dataset.features:
-        vectors = [key for key, spec in dataset.features.items() if str(spec.get("dtype", "")).startswith("float")]
-        raise DatasetError(
-            f"{dataset.name}: no state {state_key!r}{nearest(state_key, vectors)}; it has {name_list(vectors)}. "
-            "Choose with --state-key"
-        )
-    width = int(np.prod(dataset.features[state_key].get("shape") or [1]))
+    width = state_width(dataset, state_key)
     if wanted == "checkpoint" and checkpoint.normalizer is None:
         raise CheckpointError(f"{checkpoint.name} has no state statistics; use --state-stats dataset")
     if wanted != "dataset" and checkpoint.normalizer is not None:
@@ -80,17 +121,17 @@ def choose_normalizer(
                 f"{dataset.name}: {state_key} is {width} wide, the model was trained on {recorded}. Choose the right state "
                 "with --state-key, or give --state-stats dataset if the width alone differs"
             )
-        return _checked(checkpoint.normalizer, checkpoint.name, state_key), "checkpoint"
+        return check_statistics(checkpoint.normalizer, checkpoint.name, state_key), "checkpoint"
     if wanted is None:
         notices.append("the checkpoint has no state statistics; the scored dataset's are used, as LeRobot does")
     mean, std = state_statistics(dataset, state_key)
     if len(mean) != width:
         raise DatasetError(f"{dataset.name}: {state_key} is {width} wide, its statistics have {len(mean)} numbers")
     normalizer = StateNormalizer(mean.astype(np.float32), std.astype(np.float32))
-    return _checked(normalizer, dataset.name, state_key), "dataset"
+    return check_statistics(normalizer, dataset.name, state_key), "dataset"
 
 
-def _checked(normalizer: StateNormalizer, owner: str, state_key: str) -> StateNormalizer:
+def check_statistics(normalizer: StateNormalizer, owner: str, state_key: str) -> StateNormalizer:
     """Statistics that can be divided by: one NaN in them would make every score NaN."""
     mean, std = normalizer.mean, normalizer.std
     if mean.shape != std.shape:
@@ -128,17 +169,17 @@ def choose_heads(head_mode: str, checkpoint: Checkpoint, notices: list[str]) -> 
 def model_folder(name: str) -> str:
     """Where a checkpoint's files are on this machine; fetched from the Hub where need be."""
     local = _local_folder(name, CheckpointError, "")
-    return local or storage.download_from_hub(name, CHECKPOINT_FILES, None, "model")
+    return local or hub.download_from_hub(name, CHECKPOINT_FILES, None, "model")
 
 
 def _encoder_folder(name: str) -> str:
     local = _local_folder(name, EncoderError, f"; known by name: {EFFICIENTNET}, {CLIP}")
     if local is not None:
         return local
-    folder = storage.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[0]], None, "model")
+    folder = hub.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[0]], None, "model")
     if (Path(folder) / WEIGHT_FILES[0]).exists():
         return folder
-    return storage.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[1]], None, "model")
+    return hub.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[1]], None, "model")
 
 
 def _local_folder(name: str, error: type[SarmRayError], hint: str) -> str | None:
@@ -146,7 +187,7 @@ def _local_folder(name: str, error: type[SarmRayError], hint: str) -> str | None
     local = Path(name).expanduser()
     if local.is_dir():
         return str(local.resolve())
-    if local.exists() or not storage.is_hub_id(name):
+    if local.exists() or not hub.is_hub_id(name):
         raise error(f"{name}: no such folder{hint}")
     return None
 

@@ -1,0 +1,154 @@
+"""The `bench` group of the command line. Imports nothing heavy: a benchmark is loaded when it is run."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+EPILOG = (
+    "Figures: frames_per_s counts the wall clock, frames_per_cpu_s the CPU time of all that works for them (compare this "
+    "one on a shared machine), floor_ratio is the share of what the floor would reach, measured in the same call. "
+    "Medians of the repeats, after a warm-up."
+)
+
+
+class Size(click.ParamType):
+    """`HxW`, such as 480x640: multiples of 8 (codecs and the drawing), 64 at least."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        height, _, width = str(value).partition("x")
+        if not (height.isdecimal() and width.isdecimal()) or int(height) % 8 or int(width) % 8:
+            self.fail(f"{value!r} is not a height and a width in multiples of 8, like 480x640", param, ctx)
+        if min(int(height), int(width)) < 64:
+            self.fail(f"{value!r} is smaller than 64x64", param, ctx)
+        return int(height), int(width)
+
+
+@click.group(epilog=EPILOG)
+def bench() -> None:
+    """Measure this machine: what it does, and what its parts allow."""
+
+
+def frames_option(default: int, least: int = 1) -> Callable:
+    kind = click.IntRange(min=least)
+    return click.option("--frames", "num_frames", type=kind, default=default, show_default=True, help="How many.")
+
+
+def repeats_option(default: int) -> Callable:
+    kind = click.IntRange(min=1)
+    return click.option("--repeats", type=kind, default=default, show_default=True, help="Report the median of N.")
+
+
+codec_option = click.option("--codec", type=click.Choice(["av1", "h264"]), default="av1", show_default=True)
+size_option = click.option("--size", type=Size(), default="480x640", show_default=True, help="Of the video.")
+gop_option = click.option(
+    "--gop", type=click.IntRange(min=1), default=2, show_default=True, help="Frames from keyframe to keyframe."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@bench.command("decode", epilog=EPILOG)
+@codec_option
+@size_option
+@gop_option
+@frames_option(1024)
+@click.option(
+    "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Want one frame in N of the video."
+)
+@repeats_option(3)
+@json_option
+def bench_decode(as_json: bool, **options: Any) -> None:
+    """Decode and resize drawn video to 224x224 on one thread.
+
+    The floor is PyAV alone, one thread: all of the file decoded, the wanted frames made full-size RGB, none resized. It
+    skips nothing, so the ratio passes 1 where frames that are not wanted need not be decoded.
+    """
+    from sarm_ray.bench import decode
+
+    _show(decode.bench_decode(**options), decode.describe, as_json)
+
+
+@bench.command("encode", epilog=EPILOG)
+@click.option(
+    "--encoder", type=click.Choice(["clip", "efficientnet-lite0"]), default="clip", show_default=True,
+    help="clip is ViT-B/32 of full size with random weights.",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["fp32", "bf16"]), help="Default bf16; efficientnet-lite0 has fp32 alone."
+)
+@frames_option(128)
+@repeats_option(3)
+@json_option
+def bench_encode(as_json: bool, **options: Any) -> None:
+    """Encode images of 224x224 on one thread.
+
+    The floor is the bare network, in the same precision on one thread, on 32 images that are floats already: no
+    preprocessing and no passes of a fixed size.
+    """
+    from sarm_ray.bench import encode
+
+    _show(encode.bench_encode(**options), encode.describe, as_json)
+
+
+@bench.command("score", epilog=EPILOG)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@frames_option(4096, least=64)
+@click.option("--episode-frames", type=click.IntRange(min=64), default=512, show_default=True, help="Of each episode.")
+@codec_option
+@size_option
+@repeats_option(1)
+@json_option
+def bench_score(as_json: bool, **options: Any) -> None:
+    """Score drawn video with full-size CLIP and SARM (random weights), both heads, stride 1.
+
+    The whole of `sarm-ray score`: CPU time is that of every process of the run, Ray's included. The floor is what decode,
+    CLIP and SARM take for a frame on one thread.
+    """
+    from sarm_ray.bench import score
+
+    _show(score.bench_score(**options), score.describe, as_json)
+
+
+@bench.command("plan", epilog=EPILOG)
+@click.option("--episodes", "num_episodes", type=click.IntRange(min=1), default=100_000, show_default=True)
+@click.option("--version", type=click.Choice(["v3.0", "v2.1"]), default="v3.0", show_default=True, help="Of LeRobot.")
+@click.option("--frames-per-episode", type=click.IntRange(min=1), default=300, show_default=True, help="The mean.")
+@click.option("--stored", is_flag=True, help="All features are in the store already: its whole index is read.")
+@repeats_option(3)
+@json_option
+def bench_plan(as_json: bool, **options: Any) -> None:
+    """Plan a scoring of very many episodes: all that the driver does before anything runs.
+
+    Planned frames are counted. The floor is pyarrow reading the bare episode table. There is no arithmetic, so `precision`
+    is null.
+    """
+    from sarm_ray.bench import plan
+
+    _show(plan.bench_plan(**options), plan.describe, as_json)
+
+
+@bench.command("train", epilog=EPILOG)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Samples of a step.")
+@click.option("--steps", type=click.IntRange(min=2), default=8, show_default=True, help="The second half is measured.")
+@click.option("--hidden-dim", type=click.IntRange(min=12), default=768, show_default=True, help="Width, 12 heads.")
+@click.option("--num-layers", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--deepspeed-stage", type=click.IntRange(0, 3), help="Default 0 in fp32, 1 in bf16.")
+@repeats_option(3)
+@json_option
+def bench_train(as_json: bool, **options: Any) -> None:
+    """Train a single-stage SARM on random features, on one CPU process: the whole of `sarm-ray train`.
+
+    Samples are counted. The floor is forward, backward and AdamW on one batch in memory, on one thread.
+    """
+    from sarm_ray.bench import train
+
+    _show(train.bench_train(**options), train.describe, as_json)
+
+
+def _show(result: Any, describe: Callable[[Any], str], as_json: bool) -> None:
+    click.echo(json.dumps(dataclasses.asdict(result)) if as_json else describe(result))

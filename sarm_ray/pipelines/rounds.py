@@ -1,0 +1,137 @@
+"""Work through chunks in rounds: what a dead process took with it is tried again, by itself, a bounded number of times.
+
+Ray would retry a task whose process died for ever, and a frame that kills its decoder would hang the job. So nothing is
+retried inside a pipeline: the pipeline goes on without the chunk, and the driver sees which chunks never reported. They make
+the next round, each as a job of its own, so that a chunk that kills costs no other one. What is left after MAX_ATTEMPTS
+rounds is given up. An exception of our own code is no dead process: it ends the run.
+"""
+
+import contextlib
+import gc
+import logging
+import re
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import DataContext, Dataset
+from ray.data.exceptions import UserCodeException
+
+from sarm_ray import errors as our_errors
+from sarm_ray.console import tell
+from sarm_ray.errors import SarmRayError
+from sarm_ray.pipelines.stopping import Stop
+
+MAX_ATTEMPTS = 3
+
+_EXECUTOR_LOG = "ray.data._internal.execution.streaming_executor_state"
+
+
+def work_through(
+    todo: np.ndarray,
+    pipeline: Callable[[np.ndarray, bool], Dataset],
+    record: Callable[[dict[str, Any], int], None],
+    stop: Stop,
+    quiet: bool = False,
+) -> np.ndarray:
+    """Run a pipeline over chunks until each has reported, has been given up, or the run is asked to stop.
+
+    Args:
+        todo: (N, 2) int64, dataset and chunk, in ascending order.
+        pipeline: of (todo, alone) makes the Ray dataset whose rows have `dataset` and `chunk` and whatever `record` wants;
+            `alone` asks for one chunk per job.
+        record: is called with each row and the number of the attempt.
+        stop: where the run is asked to stop.
+        quiet: say nothing of retries.
+
+    Returns:
+        (M, 2) int64, chunks that were given up.
+
+    Raises:
+        SarmRayError, ray.exceptions.RayError: an error of the pipeline itself.
+    """
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        reported = np.zeros(len(todo), dtype=bool)
+        keys = _keys(todo)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see runtime.ONE_TASK_ATTEMPT
+            dataset = pipeline(todo, attempt > 1)
+        with stop.draining(), contextlib.closing(stream_rows(dataset)) as rows:
+            for row in rows:
+                reported[np.searchsorted(keys, _keys(np.array([[row["dataset"], row["chunk"]]])))] = True
+                record(row, attempt)
+        del dataset, rows
+        gc.collect()  # Ray Data keeps statistics of every block, in cycles that the next pipeline need not find here
+        todo = todo[~reported]
+        if stop.requested or not len(todo):
+            return todo[:0]
+        if attempt < MAX_ATTEMPTS and not quiet:
+            again = f"tried again by itself, {attempt + 1} of {MAX_ATTEMPTS}"
+            tell([f"a worker process died with {len(todo):,} chunk{'s' if len(todo) > 1 else ''}; {again}"])
+    return todo
+
+
+def stream_rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:
+    """Rows of small results as they come; rows that died with a process are left out.
+
+    Raises:
+        SarmRayError, ray.exceptions.RayError: an exception in our own code, in whichever process.
+    """
+    with _errors_of_blocks() as errors:
+        try:
+            with DataContext.current(dataset.context):
+                for row in dataset.iter_rows():
+                    _raise_first(errors)
+                    yield row
+        except ray.exceptions.RayError as error:
+            raise cause_of(error) from error
+        _raise_first(errors)
+
+
+@contextlib.contextmanager
+def _errors_of_blocks() -> Iterator[list[BaseException]]:
+    """What went wrong with single blocks, which Ray Data tells its log alone; it stays off the screen."""
+    errors: list[BaseException] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            errors.append(record.exc_info[1])
+            return False
+        return True
+
+    log = logging.getLogger(_EXECUTOR_LOG)
+    log.addFilter(collect)
+    try:
+        yield errors
+    finally:
+        log.removeFilter(collect)
+
+
+def _raise_first(errors: list[BaseException]) -> None:
+    """Raise the first error that was raised by code, not by the death of a process or node.
+
+    A task that failed because its input went with the node that had made it is no error of code either.
+    """
+    for error in errors:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, UserCodeException) or not isinstance(cause, ray.exceptions.RayError):
+            raise cause_of(error)
+    errors.clear()
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Our own error inside one of Ray's, else that one."""
+    cause: BaseException | None = error
+    # a RayTaskError takes the class of what it carries, with a traceback for its message
+    while isinstance(cause, ray.exceptions.RayTaskError) or (cause is not None and not isinstance(cause, SarmRayError)):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if cause is None:  # between processes Ray Data's wrapper loses what it was raised from, but for the words
+        said = re.search(r"^sarm_ray\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
+        cause = getattr(our_errors, said[1])(said[2]) if said and said[1] != "VideoError" else None
+    return cause or error
+
+
+def _keys(chunks: np.ndarray) -> np.ndarray:
+    return chunks[:, 0] * (1 << 40) + chunks[:, 1]

@@ -1,0 +1,324 @@
+"""Scoring on a pool of actors: chunk rows in, part files out, for one or several datasets at once.
+
+chunks -> ChunkScorer (GPU actors: features of the chunk and its halo from the store -> SARM) -> commit -> status row
+"""
+
+import functools
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from sarm_ray.console import Progress
+from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, chunk_keys, count_frames, frames_of
+from sarm_ray.core.windows import Window, window_slots
+from sarm_ray.data import progress_io
+from sarm_ray.data.features import StoreIndex, read_chunk
+from sarm_ray.data.rows import read_rows
+from sarm_ray.errors import DatasetError, name_list
+from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
+from sarm_ray.model.encoder import encode_texts
+from sarm_ray.model.scorer import Scorer
+from sarm_ray.pipelines.ingest_plan import ChunkFailure, IngestPlan, chunk_list
+from sarm_ray.pipelines.rounds import work_through
+from sarm_ray.pipelines.runtime import (
+    ARROW,
+    Cluster,
+    actor_options,
+    commit_options,
+    jobs_dataset,
+    make_aside,
+    prepare_actor,
+    work_clock,
+)
+from sarm_ray.pipelines.score_plan import ScorePlan
+from sarm_ray.pipelines.stopping import Stop, is_stopping
+
+MAX_CHUNKS_PER_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class DatasetJob:
+    """What a scoring actor needs of one dataset. `texts` has each episode's text feature, by its position in the table."""
+
+    features: IngestPlan
+    index: StoreIndex
+    window: Window
+    state_key: str
+    normalizer: StateNormalizer
+    texts: dict[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What every scoring actor needs, put into the object store once."""
+
+    datasets: tuple[DatasetJob, ...]
+    checkpoint: Checkpoint
+    heads: tuple[str, ...]
+    precision: str
+    device: str
+    stop_marker: str
+
+
+@dataclass
+class ScoredChunks:
+    """What scoring did of one dataset: frames, failures, and what looks strange in the rows."""
+
+    num_scored: int = 0
+    failures: list[ChunkFailure] = field(default_factory=list)
+    strange_dimensions: set[int] = field(default_factory=set)
+    misplaced_episodes: set[int] = field(default_factory=set)
+
+    def notices(self) -> list[str]:
+        notices = []
+        if self.strange_dimensions:
+            numbers = name_list(map(str, sorted(self.strange_dimensions)))
+            notices.append(
+                f"state dimensions {numbers} vary although constant in training, or lie beyond 10 sigma of it"
+            )
+        if self.misplaced_episodes:
+            numbers = name_list(map(str, sorted(self.misplaced_episodes)), limit=5)
+            notices.append(
+                f"the index column of episodes {numbers} does not count rows from the dataset's start; the output's does"
+            )
+        return notices
+
+
+@dataclass
+class Scoring:
+    """What the scoring of a run did: its datasets, wall time, seconds that workers spent."""
+
+    datasets: list[ScoredChunks]
+    seconds: float = 0.0
+    busy_s: float = 0.0
+
+
+def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quiet: bool = False) -> Scoring:
+    """Score the chunks that no part holds yet, all datasets in one pool."""
+    scoring = Scoring([ScoredChunks() for _ in plans])
+    todo = chunk_list([_chunks_to_score(plan) for plan in plans])
+    if not len(todo) or stop.requested:
+        return scoring
+    num_frames = sum(int(count_frames(plan.computed[todo[todo[:, 0] == n, 1]]).sum()) for n, plan in enumerate(plans))
+    progress = Progress("score", num_frames, quiet)
+    job = make_aside(_score_job, plans, cluster, todo, stop.marker)
+
+    def record(status: dict, attempt: int) -> None:
+        done, plan, chunk = scoring.datasets[status["dataset"]], plans[status["dataset"]].ingest, status["chunk"]
+        done.num_scored += status["num_frames"]
+        scoring.busy_s += status["score_s"]
+        done.strange_dimensions.update(status["strange_dimensions"])
+        if status["misplaced"]:
+            done.misplaced_episodes.add(int(plan.dataset.episode_index[plan.chunks.row[chunk]]))
+        if status["error"] is not None:
+            done.failures.append(plan.failure(chunk, status["error"], status["message"], attempt))
+        progress.add(status["num_frames"])
+
+    lost = work_through(todo, lambda todo, alone: score_pipeline(plans, cluster, todo, job, alone), record, stop, quiet)
+    for number, chunk in lost.tolist():
+        scoring.datasets[number].failures.append(plans[number].ingest.gave_up(chunk))
+        commit_holes(plans[number], chunk)
+    scoring.seconds = progress.finish()
+    return scoring
+
+
+def score_pipeline(
+    plans: Sequence[ScorePlan], cluster: Cluster, todo: np.ndarray, job: ray.ObjectRef, alone: bool = False
+) -> ray.data.Dataset:
+    """The chain. Rows in: dataset, chunk, frames; rows out: `OUTCOME_FIELDS` and num_frames."""
+    bitmaps = [plans[number].computed[chunk].tobytes() for number, chunk in todo.tolist()]
+    frames = pa.array(bitmaps, type=pa.binary(BITMAP_BYTES))
+    jobs = pa.table({"dataset": todo[:, 0], "chunk": todo[:, 1], "frames": frames})
+    # neighbouring chunks share the features around their border, so they go to one actor where there is enough for all
+    rows_per_block = 1 if alone else min(max(len(todo) // (4 * cluster.num_actors), 1), MAX_CHUNKS_PER_BLOCK)
+    num_blocks = -(-len(todo) // rows_per_block)
+    chunk_frames = max(int(count_frames(plan.computed).max(initial=0)) for plan in plans)
+    return (
+        jobs_dataset(jobs, block_bytes=2**20, rows_per_block=rows_per_block)
+        .map_batches(
+            ChunkScorer,
+            batch_size=1,
+            fn_constructor_kwargs={"job": job},
+            **ARROW,
+            **actor_options(cluster, num_blocks, alone),
+        )
+        .map_batches(
+            progress_io.commit_scores,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
+            fn_kwargs={"folders": [plan.parts_folder for plan in plans], "heads": plans[0].heads},
+            **ARROW,
+            **commit_options(cluster, chunk_frames),
+        )
+    )
+
+
+class ChunkScorer:
+    """Chunk rows in; one row per chunk out, with part columns (`progress_io.part_schema`) and the outcome.
+
+    It reads the chunk's features from the store with the halo of frames that its windows reach into. Chunks that were not
+    begun when the run was asked to stop are left out.
+    """
+
+    def __init__(self, job: ray.ObjectRef):
+        own: ScoreJob = ray.get(job)
+        self.job, self.clock = own, work_clock(own.device)
+        prepare_actor(own.device)
+        readout = own.datasets[0].window.readout_slot
+        self.scorer = Scorer(own.checkpoint, own.heads, readout, own.precision, own.device)
+        self.indices = [dataset.index for dataset in own.datasets]
+        self.read_chunk = functools.lru_cache(maxsize=16)(self._read_chunk)
+        self.read_states = functools.lru_cache(maxsize=2)(self._read_states)
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        rows = [] if is_stopping(self.job.stop_marker) else [self.score_chunk(**row) for row in chunks.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=scored_schema(self.job.heads))
+
+    def score_chunk(self, dataset: int, chunk: int, frames: bytes) -> dict:
+        started = self.clock()
+        own = self.job.datasets[dataset]
+        plan = own.features
+        row, start = int(plan.chunks.row[chunk]), int(plan.chunks.start[chunk])
+        length = int(plan.dataset.length[row])
+        slots = window_slots(frames_of(frames, start), length, own.window)
+        used, positions = np.unique(slots, return_inverse=True)
+        features, present = self._read_features(dataset, row, used)
+        error, message = None, None
+        try:
+            states, finite, strange, misplaced = self.read_states(dataset, row)
+            broken = frames_of(plan.needed[chunk], start)
+            broken = broken[~finite[broken]]
+            if len(broken):
+                error, message = "DatasetError", _describe_broken(own, row, broken)
+        except DatasetError as failure:
+            error, message = type(failure).__name__, str(failure)
+            states = np.zeros((length, self.job.checkpoint.config.max_state_dim), dtype=np.float32)
+            finite, strange, misplaced = np.zeros(length, dtype=bool), [], False
+        positions = positions.reshape(slots.shape)
+        whole = (present & finite[used])[positions].all(axis=1)
+        scores = self.scorer.score(features, states[used], own.texts[row], positions, whole)
+        outputs = {}
+        for head, result in scores.items():
+            outputs[f"progress_{head}"] = result.progress
+            outputs[f"probabilities_{head}"] = result.probabilities.ravel()
+        return {
+            "episode_index": int(plan.dataset.episode_index[row]),
+            "start": start,
+            "num_holes": int((~whole).sum()) or int(error is not None),
+            "frames": frames,
+            **outputs,
+            "dataset": dataset,
+            "chunk": chunk,
+            "error": error,
+            "message": message,
+            "strange_dimensions": strange,
+            "misplaced": misplaced,
+            "score_s": self.clock() - started,
+        }
+
+    def _read_features(self, dataset: int, row: int, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features of some frames of an episode, (U, D), and which of them the store has, (U,) bool."""
+        plan = self.job.datasets[dataset].features
+        features = np.zeros((len(used), plan.store.feature_dim), dtype=plan.store.dtype)
+        present = np.zeros(len(used), dtype=bool)
+        first_chunk = int(np.searchsorted(plan.chunks.row, row))
+        for number in np.unique(used // CHUNK_FRAMES).tolist():
+            values, there = self.read_chunk(dataset, first_chunk + number)
+            inside = used // CHUNK_FRAMES == number
+            features[inside], present[inside] = values[used[inside] % CHUNK_FRAMES], there[used[inside] % CHUNK_FRAMES]
+        return features, present
+
+    def _read_chunk(self, dataset: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        plan = self.job.datasets[dataset].features
+        try:
+            return read_chunk(plan.store, self.indices[dataset], chunk)
+        except FileNotFoundError:  # another run merged small parts meanwhile
+            self.indices[dataset] = plan.index()
+            return read_chunk(plan.store, self.indices[dataset], chunk)
+
+    def _read_states(self, number: int, row: int) -> tuple[np.ndarray, np.ndarray, list[int], bool]:
+        """An episode's states, normalised and padded (L, S), which are finite (L,), dimensions that look strange, and
+        whether its index column says other than the metadata.
+        """
+        own, config = self.job.datasets[number], self.job.checkpoint.config
+        dataset = own.features.dataset
+        values = read_rows(dataset, row, [own.state_key], optional=["index"])
+        states, index = values[own.state_key], values.get("index")
+        misplaced = index is not None and bool((index != dataset.from_index[row] + np.arange(len(index))).any())
+        states = states.reshape(len(states), -1).astype(np.float32)
+        if states.shape[1] != len(own.normalizer.mean):
+            location = dataset.location(dataset.data_files.path(row))
+            raise DatasetError(f"{location}: {own.state_key} is {states.shape[1]} wide, not {len(own.normalizer.mean)}")
+        finite = np.isfinite(states).all(axis=1)
+        strange = own.normalizer.strange_dimensions(states[finite]) if finite.any() else np.zeros(0, dtype=np.int64)
+        padded = own.normalizer.apply(np.nan_to_num(states), config.max_state_dim)
+        return padded, finite, strange.tolist(), misplaced
+
+
+def commit_holes(plan: ScorePlan, chunk: int) -> None:
+    """Put a chunk that was given up into a part: all NaN, so that its rows are there and the next run tries it again."""
+    data, num_frames = plan.ingest, int(count_frames(plan.computed[chunk][None])[0])
+    row = {
+        "episode_index": int(data.dataset.episode_index[data.chunks.row[chunk]]),
+        "start": int(data.chunks.start[chunk]),
+        "num_holes": num_frames,
+        "frames": plan.computed[chunk].tobytes(),
+    }
+    for head in plan.heads:
+        row[f"progress_{head}"] = np.full(num_frames, np.nan)
+        row[f"probabilities_{head}"] = np.full(num_frames * plan.checkpoint.config.shape.num_stages(head), np.nan)
+    table = pa.Table.from_pylist([row], schema=progress_io.part_schema(plan.heads))
+    progress_io.write_part(plan.parts_folder, uuid.uuid4().hex, table)
+
+
+OUTCOME_FIELDS = [
+    ("dataset", pa.int64()),
+    ("chunk", pa.int64()),
+    ("error", pa.string()),
+    ("message", pa.string()),
+    ("strange_dimensions", pa.list_(pa.int64())),
+    ("misplaced", pa.bool_()),
+    ("score_s", pa.float64()),
+]
+
+
+def scored_schema(heads: tuple[str, ...]) -> pa.Schema:
+    return pa.schema([*progress_io.part_schema(heads), *(pa.field(*f) for f in OUTCOME_FIELDS)])
+
+
+def _describe_broken(own: DatasetJob, row: int, frames: np.ndarray) -> str:
+    dataset, count = own.features.dataset, len(frames)
+    which = f"frame {frames[0]}" if count == 1 else f"{count} frames, the first is {frames[0]}"
+    return f"{dataset.location(dataset.data_files.path(row))}: {own.state_key} is NaN or infinite in {which}"
+
+
+def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
+    """(N,) int64, chunks that no part holds whole."""
+    chunks = plan.ingest.chunks
+    episode, start, num_holes = progress_io.read_done(plan.parts_folder)
+    whole = num_holes == 0
+    planned = chunk_keys(plan.ingest.dataset.episode_index[chunks.row], chunks.start)
+    return np.flatnonzero(~np.isin(planned, chunk_keys(episode[whole], start[whole])))
+
+
+def _score_job(plans: Sequence[ScorePlan], cluster: Cluster, todo: np.ndarray, stop_marker: str) -> ScoreJob:
+    prepare_actor("cpu")  # where texts are encoded; the number of threads shows in their last bits
+    rows = [np.unique(plan.ingest.chunks.row[todo[todo[:, 0] == number, 1]]) for number, plan in enumerate(plans)]
+    text_of_row = [dict(zip(plan.ingest.rows.tolist(), plan.texts, strict=True)) for plan in plans]
+    distinct = sorted({texts[row] for texts, own in zip(text_of_row, rows, strict=True) for row in own.tolist()})
+    by_text = dict(zip(distinct, encode_texts(plans[0].ingest.encoder, distinct), strict=True))
+    datasets = [
+        DatasetJob(
+            features=plan.ingest,
+            index=plan.ingest.index(),
+            window=plan.window,
+            state_key=plan.state_key,
+            normalizer=plan.normalizer,
+            texts={row: by_text[texts[row]] for row in own.tolist()},
+        )
+        for plan, texts, own in zip(plans, text_of_row, rows, strict=True)
+    ]
+    first = plans[0]
+    return ScoreJob(tuple(datasets), first.checkpoint, first.heads, first.precision, cluster.device, stop_marker)

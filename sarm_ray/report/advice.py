@@ -1,0 +1,95 @@
+"""What RA-BC will make of a progress file, in words, before anybody trains on it."""
+
+from sarm_ray.core.rabc import (
+    HEALTHY_MEAN_WEIGHT,
+    DeltaDistribution,
+    RabcSummary,
+    is_healthy,
+    progress_deltas,
+    summarize_weights,
+)
+from sarm_ray.data.progress_io import read_progress_blocks
+from sarm_ray.errors import DatasetError
+
+PREFERRED_TARGETS = (0.5, 0.7, 0.3)
+
+
+def summarize_progress(path: str, head: str, chunk_size: int = 50, kappa: float = 0.01) -> RabcSummary:
+    """What a kappa gives on a progress file, which is read once and never held as a whole.
+
+    Args:
+        path: sarm_progress.parquet, ours or LeRobot's; a local path or a URL.
+        head: `sparse` or `dense`.
+        chunk_size: the horizon in frames, the policy's chunk_size.
+        kappa: LeRobot's default is 0.01.
+
+    Raises:
+        DatasetError: a file that cannot be read, lacks the head, or has no rows.
+        ValueError: chunk_size below 1 or kappa below 0.
+    """
+    distribution = DeltaDistribution()
+    for block in read_progress_blocks(path, head):
+        distribution.add(progress_deltas(block.progress, block.lengths, chunk_size))
+    if not distribution.num_frames:
+        raise DatasetError(f"{path}: no rows")
+    return summarize_weights(distribution, kappa)
+
+
+def describe_rabc(path: str, head: str, chunk_size: int = 50, kappa: float = 0.01) -> list[str]:
+    """The two or three lines that `score` ends with; arguments and errors of `summarize_progress`."""
+    return describe_summary(summarize_progress(path, head, chunk_size, kappa), head, chunk_size)
+
+
+def describe_summary(summary: RabcSummary, head: str, chunk_size: int) -> list[str]:
+    """A summary for a person: what the weights are, whether that is healthy, and which kappa to use."""
+    lines = [
+        f"RA-BC on progress_{head} at kappa {summary.kappa:g}: mean weight {summary.mean_weight:.2f}, "
+        f"{percent(summary.share_zero)} of frames weigh 0, {percent(summary.share_full)} weigh 1 "
+        f"(assuming that your policy's chunk_size is {chunk_size})",
+        _verdict(summary, chunk_size),
+    ]
+    if summary.num_nan:
+        lines.append(
+            f"{summary.num_nan:,} frames ({percent(summary.num_nan / summary.num_frames)}) have no progress now or at "
+            "the horizon (NaN); LeRobot gives them weight 1"
+        )
+    return lines
+
+
+def percent(share: float) -> str:
+    """`42%`; what rounds to 0 or 100 and is not gets `<1%` or `>99%`."""
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
+def _verdict(summary: RabcSummary, chunk_size: int) -> str:
+    low, high = HEALTHY_MEAN_WEIGHT
+    kappa, mean_weight = _best_kappa(summary)
+    source = ", the 75th percentile of the deltas," if kappa == summary.auto_kappa else ""
+    if summary.is_healthy:
+        if kappa is None or kappa == summary.kappa:
+            return f"healthy ({low:g} to {high:g})"
+        return f"healthy ({low:g} to {high:g}); kappa {kappa:.3g}{source} would give {mean_weight:.2f}"
+    too_high = summary.mean_weight > high
+    problem = "nearly plain imitation, hardly a frame counts less" if too_high else "few frames count"
+    problem = f"unhealthy: {problem} (healthy is {low:g} to {high:g})"
+    if kappa is not None:
+        return f"{problem}; --sample_weighting.kappa={kappa:.3g}{source} gives {mean_weight:.2f}"
+    if too_high:
+        return f"{problem}, and no kappa gives less than {summary.reachable[0]:.2f}: too many frames have no progress"
+    return (
+        f"{problem}, and no kappa gives more than {summary.reachable[1]:.2f}: {percent(summary.share_falling)} of frames "
+        f"lose progress within {chunk_size} frames; look at the curves before you train on them"
+    )
+
+
+def _best_kappa(summary: RabcSummary) -> tuple[float | None, float]:
+    """The kappa to use and its mean weight: the 75th percentile wherever that is healthy."""
+    if is_healthy(summary.auto_mean_weight):
+        return summary.auto_kappa, summary.auto_mean_weight
+    for target in PREFERRED_TARGETS:
+        kappa = summary.kappa_for[target]
+        if kappa is not None:
+            return kappa, target
+    return None, 0.0
