@@ -74,20 +74,25 @@ def work_through(
 
 
 def stream_rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:
-    """Rows of small results as they come; rows that died with a process are left out.
+    """Rows of small results as they come; rows that died with a process are left out. However it ends, the workers go.
 
     Raises:
         SarmRayError, ray.exceptions.RayError: an exception in our own code, in whichever process.
     """
     with _errors_of_blocks() as errors:
         try:
-            with DataContext.current(dataset.context):
-                for row in dataset.iter_rows():
+            # closed by hand: an exception's traceback would keep the iterator, and that its actors, as long as it lives
+            with DataContext.current(dataset.context), contextlib.closing(_rows(dataset)) as rows:
+                for row in rows:
                     _raise_first(errors)
                     yield row
         except ray.exceptions.RayError as error:
             raise cause_of(error) from error
         _raise_first(errors)
+
+
+def _rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:
+    yield from dataset.iter_rows()
 
 
 @contextlib.contextmanager
@@ -115,10 +120,19 @@ def _raise_first(errors: list[BaseException]) -> None:
     A task that failed because its input went with the node that had made it is no error of code either.
     """
     for error in errors:
+        _forget_frames(error)
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, UserCodeException) or not isinstance(cause, ray.exceptions.RayError):
             raise cause_of(error)
     errors.clear()
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Take the traceback off an error and all that led to it: Ray Data's own frames, which would keep its actors alive."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from sarm_ray.model.encoder import EFFICIENTNET, EncoderInfo, describe_encoder
+from sarm_ray.pipelines.runtime import IDLE_WORKER_MS
 from tests.pipelines.crashes import Undisturbed, assert_tidy, said, started
 
 
@@ -24,6 +25,7 @@ def local_ray():
             object_store_memory=400 * 2**20,
             log_to_driver=False,
             _temp_dir=scratch,
+            _system_config={"idle_worker_killing_time_threshold_ms": IDLE_WORKER_MS},
         )
         yield
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +57,11 @@ def config_in(folder: Path, **options) -> ScoreConfig:
     )
 
 
+def with_features(folder: Path, undisturbed: Undisturbed) -> None:
+    """Give a run its features, where encoding them is not what is tested."""
+    shutil.copytree(undisturbed.output.parent / "features", folder / "features")
+
+
 def arguments(folder: Path) -> list[str]:
     """The same for the command line."""
     return [
@@ -103,7 +109,7 @@ def wait_until(ready: Callable[[], object], process: subprocess.Popen | None = N
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL a run's driver, if it lives, and wait for all workers, which must follow it by themselves.
+    """SIGKILL a run's driver, if it lives, and wait for its workers, which must follow it by themselves.
 
     Ray's agents, which write nothing of ours, take their time to notice; what is left of them is ended by id.
     """
@@ -118,10 +124,24 @@ def kill(process: subprocess.Popen) -> None:
     wait_until(lambda: not busy_workers())
 
 
-def busy_workers() -> list[str]:
-    """Workers of the session's Ray that run one of the chains: by their titles."""
-    names = [_name(child) for child in psutil.Process().children(recursive=True)]
-    return [name for name in names if name.startswith("ray::Map")]
+def busy_workers(own: bool = False) -> list[str]:
+    """Workers of the session's Ray that run one of the chains, by their titles: for this process, or for others."""
+    children = psutil.Process().children(recursive=True)
+    chosen = [child for child in children if own is (_job(child) in (None, *_own_jobs()))]
+    return [name for name in map(_name, chosen) if name.startswith("ray::Map")]
+
+
+def _own_jobs() -> tuple[str, str]:
+    """This process's job in Ray, and what a worker is started with that belongs to none yet."""
+    return ray.get_runtime_context().get_job_id(), "f" * 8
+
+
+def _job(worker: psutil.Process) -> str | None:
+    """The job that Ray started a worker for."""
+    try:
+        return worker.environ().get("RAY_JOB_ID")
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
 
 
 def _session(session: int) -> list[psutil.Process]:

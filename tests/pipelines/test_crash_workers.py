@@ -24,12 +24,15 @@ from tests.pipelines.crashes import (
     CHUNKS,
     Undisturbed,
     assert_tidy,
+    busy_workers,
     command_here,
     config_in,
     encoded_in,
     nan_frames,
     take_up,
     temporaries_below,
+    wait_until,
+    with_features,
 )
 from tests.pipelines.runs import BASE, assert_same_values, files_below, needs_parity, read_progress, score_one
 
@@ -120,6 +123,7 @@ def test_a_scorer_that_dies_once(undisturbed, tmp_path, monkeypatch):
             return super().score_chunk(dataset, chunk, frames)
 
     monkeypatch.setattr(score_chunks, "ChunkScorer", ChunkScorer)
+    with_features(tmp_path, undisturbed)
     result = command_here(tmp_path)
     assert_healed(result, tmp_path, undisturbed)
 
@@ -135,6 +139,7 @@ def test_a_writer_that_dies_before_it_reports(undisturbed, tmp_path, monkeypatch
             yield table
 
     monkeypatch.setattr(progress_io, "commit_scores", commit_scores)
+    with_features(tmp_path, undisturbed)
     result = command_here(tmp_path)
     assert_healed(result, tmp_path, undisturbed)
 
@@ -182,6 +187,7 @@ def test_a_scorer_that_always_dies_of_one_chunk(undisturbed, tmp_path, monkeypat
             return super().score_chunk(dataset, chunk, frames)
 
     monkeypatch.setattr(score_chunks, "ChunkScorer", ChunkScorer)
+    with_features(tmp_path, undisturbed)
     result = command_here(tmp_path)
     assert result.exit_code == 1, result.stderr
     assert_repeated(result.stderr, 2, 3)
@@ -206,6 +212,7 @@ def test_a_bug_of_ours_in_a_worker_ends_the_run(undisturbed, tmp_path, monkeypat
             one = crash_of_decoder(lambda location, _: location.endswith("episode_000001.mp4"), fail)
             patch.setattr(ingest, "decode_job", one)
         else:
+            with_features(tmp_path, undisturbed)
             patch.setattr(score_chunks, "ChunkScorer", ChunkScorer)
         result = command_here(tmp_path)
     assert result.exit_code == 70
@@ -214,6 +221,9 @@ def test_a_bug_of_ours_in_a_worker_ends_the_run(undisturbed, tmp_path, monkeypat
     assert_repeated(result.stderr)
     assert not (tmp_path / "out.parquet").exists()
     assert not (tmp_path / "out.parquet.run/lease.json").exists()
+    wait_until(
+        lambda: not busy_workers(own=True), timeout=30
+    )  # though the result holds the exception and its traceback
     take_up(tmp_path, undisturbed)
 
 
@@ -226,6 +236,7 @@ def test_a_picture_whose_frames_kill_the_process_is_drawn_without_them(undisturb
         return draw(dataset, camera, row, predictions, folder, thumbnails)
 
     monkeypatch.setattr(score_pictures, "_draw_episode", draw_episode)
+    with_features(tmp_path, undisturbed)
     result = command_here(tmp_path, "--num-visualizations", "2")
     assert result.exit_code == 0, result.stderr
     pictures = [name for name in files_below(tmp_path / "out.parquet.run") if name.startswith("visualizations/")]
