@@ -5,7 +5,7 @@ Imports nothing heavy, so that --help answers at once. Exit codes: 0 done, 1 don
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -53,6 +53,11 @@ def common_options(command: Callable) -> Callable:
     return click.option("--config", "config_file", metavar="FILE", help="YAML file; flags override it.")(command)
 
 
+def one_or_several(given: Sequence[str]) -> str | list[str] | None:
+    """What a repeated option becomes in a config."""
+    return given[0] if len(given) == 1 else list(given) or None
+
+
 @main.command(epilog=EPILOG)
 @click.argument("datasets", metavar="DATASET...", nargs=-1)
 @click.option("--dataset-repo-id", "--repo-id", "dataset_option", metavar="DATASET", help="LeRobot's name for DATASET.")
@@ -62,7 +67,13 @@ def common_options(command: Callable) -> Callable:
 @click.option("--stride", type=int, metavar="N", help="Compute every N-th frame, interpolate between; default 1.")
 @click.option("--live", is_flag=True, default=None, help="Score each frame with the future cut at it.")
 @click.option("--episodes", metavar="SEL", help="Episodes, Python-like: 0:10,15.")
-@click.option("--image-key", "--video-key", metavar="K", help="Camera; may be left out where there is one.")
+@click.option(
+    "--image-key",
+    "--video-key",
+    metavar="K",
+    multiple=True,
+    help="Camera; once for each that the model takes, in order.",
+)
 @click.option("--state-key", metavar="K", help="State feature; default the checkpoint's.")
 @click.option("--task", metavar="TEXT", help="Task text for all episodes instead of their own.")
 @click.option("--state-stats", type=click.Choice(["checkpoint", "dataset"]), help="Statistics that normalise states.")
@@ -89,8 +100,8 @@ def score(
     """Score every frame of each DATASET into its sarm_progress.parquet."""
     from sarm_ray.config import ScoreConfig, load_config
 
-    given = [*datasets, *([dataset_option] if dataset_option else [])]
-    flags["dataset"] = given[0] if len(given) == 1 else given or None
+    flags["dataset"] = one_or_several([*datasets, *([dataset_option] if dataset_option else [])])
+    flags["image_key"] = one_or_several(flags["image_key"])
     config = load_config(ScoreConfig, config_file, {key: value for key, value in flags.items() if value is not None})
     from sarm_ray.pipelines.score import score as run
     from sarm_ray.pipelines.score_report import describe_report
@@ -113,7 +124,11 @@ def score(
     help="Which subtasks the model learns; default single_stage, which needs no annotation.",
 )
 @click.option(
-    "--image-key", "--video-key", "image_keys", metavar="K", multiple=True, help="Camera, if there are several."
+    "--image-key",
+    "--video-key",
+    metavar="K",
+    multiple=True,
+    help="Camera, if there are several; repeat it to use more.",
 )
 @click.option("--state-key", metavar="K", help="State feature; default observation.state.")
 @click.option("--encoder", metavar="ID_OR_DIR", help="Frozen image encoder; default openai/clip-vit-base-patch32.")
@@ -153,19 +168,14 @@ def train(
     config_file: str | None,
     quiet: bool,
     settings: tuple[str, ...],
-    image_keys: tuple[str, ...],
     **flags: Any,
 ) -> None:
     """Train a SARM on one or several DATASETs."""
     from sarm_ray.config import apply_settings, load_config
-    from sarm_ray.errors import ConfigError
     from sarm_ray.train_config import TrainConfig
 
-    if len(image_keys) > 1:
-        raise ConfigError(f"one model takes one camera; choose one of {', '.join(image_keys)} by --image-key")
-    flags["image_key"] = image_keys[0] if image_keys else None
-    given = [*datasets, *([dataset_option] if dataset_option else [])]
-    flags["dataset"] = given[0] if len(given) == 1 else given or None
+    flags["dataset"] = one_or_several([*datasets, *([dataset_option] if dataset_option else [])])
+    flags["image_key"] = one_or_several(flags["image_key"])
     if flags["deepspeed_stage"] is not None:
         flags["deepspeed_stage"] = int(flags["deepspeed_stage"])
     chosen = {key: value for key, value in flags.items() if value is not None}

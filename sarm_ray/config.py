@@ -30,7 +30,8 @@ class ScoreConfig:
         stride: compute every stride-th frame and the last one, interpolate between.
         live: score each frame as a robot would have seen it, with the future cut at it.
         episodes: Python-like selection of episodes, `0:10,15`; None is all.
-        image_key: the camera; None where there is one, or the one the model was trained on.
+        image_key: the camera, or a list of them, in order, for a model of several; None where there is one, or those the
+            model was trained on.
         state_key: None is the checkpoint's.
         task: task text for all episodes instead of their own.
         state_stats: normalise states by the `checkpoint`'s statistics or the `dataset`'s; None prefers the checkpoint's.
@@ -54,7 +55,7 @@ class ScoreConfig:
     stride: int = 1
     live: bool = False
     episodes: str | None = None
-    image_key: str | None = None
+    image_key: str | list[str] | None = None
     state_key: str | None = None
     task: str | None = None
     state_stats: Literal["checkpoint", "dataset"] | None = None
@@ -75,17 +76,35 @@ class ScoreConfig:
         for name in ("allow_failures", "num_visualizations"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         check_datasets(self.datasets)
+        check_cameras(self.image_keys)
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets of the run."""
-        return (self.dataset,) if isinstance(self.dataset, str) else tuple(self.dataset)
+        return as_tuple(self.dataset)
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """The cameras asked for; none where that is left open."""
+        return as_tuple(self.image_key)
+
+
+def as_tuple(value: str | list[str] | None) -> tuple[str, ...]:
+    """None, one or several as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def check_datasets(datasets: tuple[str, ...]) -> None:
     """Raise a ConfigError where there is none, or one twice."""
     require(bool(datasets), "dataset is missing; give it as an argument or in --config")
     require(len(set(datasets)) == len(datasets), f"a dataset is given twice: {', '.join(datasets)}")
+
+
+def check_cameras(cameras: tuple[str, ...]) -> None:
+    """Raise a ConfigError where one is given twice."""
+    require(len(set(cameras)) == len(cameras), f"a camera is given twice: {', '.join(cameras)}")
 
 
 def require(holds: bool, otherwise: str) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from sarm_ray.config import Precision, check_datasets, require
+from sarm_ray.config import Precision, as_tuple, check_cameras, check_datasets, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class TrainConfig:
         dataset: local folder, fsspec URL or Hub id of a LeRobotDataset; a list of them trains one model.
         output_dir: folder of the run, on a disk that all nodes share: checkpoints, metrics.jsonl, config.yaml.
         annotation_mode: `single_stage` needs no annotation, `dense_only` dense subtasks, `dual` sparse and dense ones.
-        image_key: the camera; None where there is one.
+        image_key: the camera, or a list of them, which become as many vision streams; None where there is one.
         state_key: the state.
         encoder: image and text encoder, frozen.
         init_from: checkpoint to start from instead of random weights.
@@ -120,7 +120,7 @@ class TrainConfig:
     dataset: str | list[str]
     output_dir: str
     annotation_mode: Literal["single_stage", "dense_only", "dual"] = "single_stage"
-    image_key: str | None = None
+    image_key: str | list[str] | None = None
     state_key: str = "observation.state"
     encoder: str = "openai/clip-vit-base-patch32"
     init_from: str | None = None
@@ -157,6 +157,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_datasets(self.datasets)
+        check_cameras(self.image_keys)
         positive = (
             "steps",
             "batch_size",
@@ -178,4 +179,9 @@ class TrainConfig:
     @property
     def datasets(self) -> tuple[str, ...]:
         """The datasets of the run."""
-        return (self.dataset,) if isinstance(self.dataset, str) else tuple(self.dataset)
+        return as_tuple(self.dataset)
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """The cameras asked for; none where that is left open."""
+        return as_tuple(self.image_key)

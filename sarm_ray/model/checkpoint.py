@@ -8,7 +8,7 @@ sarm_ray.json        ours: encoder, window, fps, cameras, data, metrics; absent 
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,9 @@ class SarmConfig:
 
     @property
     def shape(self) -> SarmShape:
-        sizes = {f.name: getattr(self, f.name) for f in fields(SarmShape) if not f.name.endswith("stages")}
+        """Of networks with LeRobot's one camera; see `sarm_shape`."""
+        own = {f.name for f in fields(self)}
+        sizes = {f.name: getattr(self, f.name) for f in fields(SarmShape) if f.name in own and "_stages" not in f.name}
         return SarmShape(self.num_sparse_stages, self.num_dense_stages or self.num_sparse_stages, **sizes)
 
     @property
@@ -110,10 +112,11 @@ class Sidecar:
         encoder, encoder_weights: which image encoder, and the sha256 of its weights.
         window: what a window shows, see `core/windows.py`.
         fps: of the training data; None where frame_gap is in frames of whatever is scored.
-        image_keys: cameras it was trained on.
+        image_keys: cameras it was trained on; where num_cameras is above 1, its streams in order.
         task_texts: of the training data.
         data_fingerprint: of the training data.
         metrics: how well it did, by name.
+        num_cameras: vision streams of the networks.
     """
 
     encoder: str
@@ -124,7 +127,19 @@ class Sidecar:
     task_texts: list[str] = field(default_factory=list)
     data_fingerprint: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    num_cameras: int = 1
     format: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_cameras, int) or self.num_cameras < 1:
+            raise ValueError(f"num_cameras must be a whole number from 1 up, not {self.num_cameras!r}")
+        if self.num_cameras > 1 and len(self.image_keys) != self.num_cameras:
+            raise ValueError(f"num_cameras is {self.num_cameras}, but image_keys names {len(self.image_keys)}")
+
+
+def sarm_shape(config: SarmConfig, sidecar: Sidecar | None) -> SarmShape:
+    """Sizes of a checkpoint's networks: LeRobot's config knows all but the number of cameras."""
+    return replace(config.shape, num_cameras=sidecar.num_cameras if sidecar else 1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,16 @@ class Checkpoint:
     sidecar: Sidecar | None
     weights: str
 
+    @property
+    def shape(self) -> SarmShape:
+        """Sizes of its networks."""
+        return sarm_shape(self.config, self.sidecar)
+
+    @property
+    def cameras(self) -> list[str]:
+        """The cameras that it was trained on."""
+        return self.sidecar.image_keys if self.sidecar else [self.config.image_key]
+
     def window(self, frame_gap: int) -> Window:
         kind = self.sidecar.window if self.sidecar else "centered"
         return Window(self.config.n_obs_steps, frame_gap, kind)
@@ -163,16 +188,16 @@ def open_checkpoint(name: str, folder: str) -> Checkpoint:
         CheckpointError: not a SARM checkpoint, or one that contradicts itself.
     """
     place = _find_folder(name, Path(folder))
-    config = _read_config(place / "config.json")
+    config, sidecar = _read_config(place / "config.json"), _read_sidecar(place / SIDECAR)
     try:
         weights = hashlib.sha256((place / "config.json").read_bytes())
         with (place / "model.safetensors").open("rb") as stream:
             weights.update(hashlib.file_digest(stream, "sha256").digest())
     except OSError as error:
         raise CheckpointError(f"{place}: {error.strerror}: {error.filename}") from error
-    _check_weights(place / "model.safetensors", config)
+    _check_weights(place / "model.safetensors", sarm_shape(config, sidecar))
     normalizer = _read_normalizer(place, config.state_key)
-    return Checkpoint(name, str(place), config, normalizer, _read_sidecar(place / SIDECAR), weights.hexdigest())
+    return Checkpoint(name, str(place), config, normalizer, sidecar, weights.hexdigest())
 
 
 def load_model(checkpoint: Checkpoint) -> Sarm:
@@ -182,7 +207,7 @@ def load_model(checkpoint: Checkpoint) -> Sarm:
         CheckpointError: unreadable weights, or names and shapes other than the config's.
     """
     with torch.device("meta"):  # weights are not drawn at random first, which takes a second
-        model = Sarm(checkpoint.config.shape)
+        model = Sarm(checkpoint.shape)
     path = Path(checkpoint.folder) / "model.safetensors"
     try:
         weights = load_file(path)
@@ -205,18 +230,19 @@ def _find_folder(name: str, folder: Path) -> Path:
     )
 
 
-def check_tensors(path: Path, config: SarmConfig, found: dict[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of weights with the config's networks.
+def check_tensors(path: Path, shape: SarmShape, found: dict[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of weights with the networks they should be of.
 
     Args:
         path: of the weights, for the message.
+        shape: of the networks.
         found: name -> shape.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, too many or of another shape.
     """
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Sarm(config.shape).state_dict().items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in Sarm(shape).state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
@@ -225,14 +251,14 @@ def check_tensors(path: Path, config: SarmConfig, found: dict[str, tuple[int, ..
             )
 
 
-def _check_weights(path: Path, config: SarmConfig) -> None:
+def _check_weights(path: Path, shape: SarmShape) -> None:
     """From the file's header alone, before any work is done for them."""
     try:
         with safe_open(path, framework="numpy") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-    check_tensors(path, config, found)
+    check_tensors(path, shape, found)
 
 
 def _read_config(path: Path) -> SarmConfig:

@@ -19,6 +19,7 @@ from sarm_ray.model.checkpoint import (
     Sidecar,
     StateNormalizer,
     check_tensors,
+    sarm_shape,
 )
 from sarm_ray.model.sarm import Sarm
 
@@ -45,7 +46,7 @@ def save_checkpoint(
     tensors = weights.state_dict() if isinstance(weights, Sarm) else weights
     place = Path(folder)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_tensors(place / "model.safetensors", config, found)
+    check_tensors(place / "model.safetensors", sarm_shape(config, sidecar), found)
     place.mkdir(parents=True, exist_ok=True)
     for stale in ("config.json", SIDECAR, PREPROCESSOR, POSTPROCESSOR):
         (place / stale).unlink(missing_ok=True)

@@ -58,9 +58,9 @@ def _stage_slots(net: TokenNet, vision: torch.Tensor, text: torch.Tensor, state:
     num_slots, kept = vision.shape[1], readout + 1
     tokens = torch.cat(net.project(vision, text, state[:, :kept]), dim=1)
     causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
-    read = torch.cat([torch.arange(kept) + stream * num_slots for stream in range(3)])
+    read = torch.cat([torch.arange(kept) + stream * num_slots for stream in range(net.num_shared)])
     encoded = _encode(net.transformer, tokens, causal, read.to(tokens.device))
-    slots = encoded.unflatten(1, (3, kept)).permute(0, 2, 1, 3).flatten(2)
+    slots = encoded.unflatten(1, (net.num_shared, kept)).permute(0, 2, 1, 3).flatten(2)
     return net.fusion_backbone(slots.float())
 
 
@@ -69,17 +69,17 @@ def _tau(model: Sarm, vision, text, state, readout: int, stages: dict[str, torch
     net, num_slots, kept = model.subtask_model, vision.shape[1], readout + 1
     stage_streams = [net.stage_tokens(stage_BR) for stage_BR in stages.values()]
     tokens = torch.cat([*net.project(vision, text, state), *stage_streams], dim=1)
-    num_shared, num_tokens = 3 * num_slots, tokens.shape[1]
+    num_streams, num_shared, num_tokens = net.num_shared, net.num_shared * num_slots, tokens.shape[1]
     visible = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=tokens.device).tril()
     for position in range(1, len(stages)):
         first = num_shared + position * kept
         visible[first : first + kept, num_shared:first] = False
-    shared = torch.arange(3) * num_slots + readout
+    shared = torch.arange(num_streams) * num_slots + readout
     own = num_shared + torch.arange(len(stages)) * kept + readout
     encoded = _encode(net.transformer, tokens, visible, torch.cat([shared, own]).to(tokens.device)).float()
     taus = {}
     for position, head in enumerate(stages):
-        slot = torch.cat([encoded[:, :3], encoded[:, 3 + position, None]], dim=1).flatten(1)
+        slot = torch.cat([encoded[:, :num_streams], encoded[:, num_streams + position, None]], dim=1).flatten(1)
         taus[head] = torch.sigmoid(net.heads[head](net.fusion_backbone(slot)).squeeze(-1))
     return taus
 

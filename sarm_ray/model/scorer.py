@@ -61,7 +61,7 @@ class Scorer:
         """Score windows over one episode's frames.
 
         Args:
-            features_FD: (F, D) image features.
+            features_FD: (F, D) image features, D = num_cameras * image_dim.
             states_FS: (F, max_state_dim) float32, normalised and padded.
             text_E: (E,) float32 task feature.
             slots_BT: (B, T) int64, each window's frames as positions in F.

@@ -2,7 +2,7 @@
 
 A batch is a dict of tensors, one row per window:
 
-    vision (B, T, F)  text (B, E)  states (B, T, S)      float, any precision
+    vision (B, T, F)  text (B, E)  states (B, T, S)      float, any precision; F = num_cameras * image_dim
     lengths (B,) int64                                   valid slots; the rest is padding, finite but otherwise free
     stage_<head> (B, T) int64  tau_<head> (B, T) float   targets, those of padded slots in range
     weight_<head> (B,) float                             1 where the window has targets of this head, else 0
@@ -229,7 +229,7 @@ def init_from(checkpoint: Checkpoint, model: Sarm) -> list[str]:
                 f"{checkpoint.name}: cannot be fine-tuned: {name} should be {sizes[0]}, is {sizes[1]}"
             )
         fresh.append(name)
-    heads = [shape.num_heads for shape in (model.shape, checkpoint.config.shape)]
+    heads = [shape.num_heads for shape in (model.shape, checkpoint.shape)]
     if heads[0] != heads[1]:  # no tensor shows it
         raise CheckpointError(f"{checkpoint.name}: cannot be fine-tuned: num_heads should be {heads[0]}, is {heads[1]}")
     model.load_state_dict({name: own[name] if name in fresh else found[name] for name in own})

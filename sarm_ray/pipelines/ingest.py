@@ -52,7 +52,7 @@ class IngestReport:
     """What an ingest did, with one entry per dataset where there is a list.
 
     Args:
-        num_encoded: frames.
+        num_encoded: frames, each camera's counted.
         failures: chunks that could not be read.
         seconds: wall time.
         busy_s: seconds that workers spent on `decode` and `encode`.
@@ -64,9 +64,15 @@ class IngestReport:
     busy_s: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "encode": 0.0})
 
 
-def ingest(plans: Sequence[IngestPlan], cluster: Cluster, stop: Stop, quiet: bool = False) -> IngestReport:
-    """Decode and encode what is missing, all datasets in one pool. Finished chunks survive a crash at any point."""
-    report = IngestReport([0] * len(plans), [[] for _ in plans])
+def ingest(datasets: Sequence[Sequence[IngestPlan]], cluster: Cluster, stop: Stop, quiet: bool = False) -> IngestReport:
+    """Decode and encode what is missing, all in one pool. Finished chunks survive a crash at any point.
+
+    Args:
+        datasets: of each the plans of its cameras.
+    """
+    report = IngestReport([0] * len(datasets), [[] for _ in datasets])
+    plans = [plan for cameras in datasets for plan in cameras]
+    owner = [number for number, cameras in enumerate(datasets) for _ in cameras]
     todo = chunk_list([plan.todo for plan in plans])
     if not len(todo):
         return report
@@ -79,22 +85,23 @@ def ingest(plans: Sequence[IngestPlan], cluster: Cluster, stop: Stop, quiet: boo
         report.busy_s["decode"] += status["decode_s"]
         report.busy_s["encode"] += status["encode_s"]
         progress.add(status["num_frames"])
-        number = status["dataset"]
+        plan, dataset = plans[status["dataset"]], owner[status["dataset"]]
         if status["error"] is None:
-            report.num_encoded[number] += status["num_frames"]
+            report.num_encoded[dataset] += status["num_frames"]
         else:
-            failure = plans[number].failure(status["chunk"], status["error"], status["message"], attempt)
-            report.failures[number].append(failure)
+            failure = plan.failure(status["chunk"], status["error"], status["message"], attempt)
+            report.failures[dataset].append(failure)
 
     lost = work_through(
         todo, lambda todo, alone: encode_pipeline(plans, cluster, todo, stop.marker, alone), record, stop, quiet
     )
     for number, chunk in lost.tolist():
-        report.failures[number].append(plans[number].gave_up(chunk))
+        report.failures[owner[number]].append(plans[number].gave_up(chunk))
     report.seconds = progress.finish()
     if not stop.requested:
         compact_stores(plans)
-        for plan, failures in zip(plans, report.failures, strict=True):
+        for plan, dataset in zip(plans, owner, strict=True):
+            failures = [failure for failure in report.failures[dataset] if failure.camera == plan.camera]
             call_aside(check_store, plan, failures)
     return report
 
@@ -132,6 +139,7 @@ def encode_pipeline(
     jobs = pa.concat_tables(jobs_by_dataset).combine_chunks()
     info, precision = plans[0].encoder, plans[0].key.precision
     chunk_frames = max(int(count_frames(plan.missing).max(initial=0)) for plan in plans)
+    num_frames = sum(int(count_frames(plan.missing[todo[todo[:, 0] == n, 1]]).sum()) for n, plan in enumerate(plans))
     frame_bytes = 3 * info.image_size**2
     encoder = {"info": info, "precision": precision, "dtype": plans[0].store.dtype, "device": cluster.device}
     return (
@@ -143,14 +151,14 @@ def encode_pipeline(
             batch_size=1,
             fn_kwargs={"stop_marker": stop_marker},
             **ARROW,
-            **decode_options(cluster, jobs.num_rows),
+            **decode_options(cluster, jobs.num_rows, num_frames),
         )
         .map_batches(
             FrameEncoder,
             batch_size=1,
             fn_constructor_kwargs={**encoder, "stop_marker": stop_marker},
             **ARROW,
-            **actor_options(cluster, jobs.num_rows, alone),
+            **actor_options(cluster, jobs.num_rows, num_frames, alone),
         )
         .map_batches(
             commit_features,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs

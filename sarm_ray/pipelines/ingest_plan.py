@@ -38,10 +38,10 @@ class ChunkFailure:
 
 
 def one_per_chunk(failures: Sequence[ChunkFailure]) -> list[ChunkFailure]:
-    """Failures in the order of the dataset, whoever met them first; of a chunk's several ones the first."""
-    first: dict[tuple[int, int], ChunkFailure] = {}
+    """Failures in the order of the dataset, whoever met them first; of several ones of a camera's chunk the first."""
+    first: dict[tuple[int, int, str], ChunkFailure] = {}
     for failure in failures:
-        first.setdefault((failure.episode_index, failure.start), failure)
+        first.setdefault((failure.episode_index, failure.start, failure.camera), failure)
     return [first[chunk] for chunk in sorted(first)]
 
 

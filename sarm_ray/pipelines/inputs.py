@@ -44,9 +44,25 @@ def select_episodes(selection: str | None, dataset: Dataset) -> np.ndarray:
         raise ConfigError(f"{dataset.name}: {error}") from error
 
 
-def trained_cameras(checkpoint: Checkpoint) -> Sequence[str]:
-    """The cameras that a model was trained on."""
-    return checkpoint.sidecar.image_keys if checkpoint.sidecar else [checkpoint.config.image_key]
+def choose_cameras(dataset: Dataset, wanted: Sequence[str], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """As many cameras as a model takes: the given ones, else those it was trained on; see `choose_camera` for one.
+
+    Raises:
+        DatasetError: too few or too many, or one that is not there.
+    """
+    num_cameras, trained = checkpoint.shape.num_cameras, checkpoint.cameras
+    if len(wanted) != num_cameras and (wanted or num_cameras > 1):
+        takes = f"{checkpoint.name} takes {num_cameras} camera{'s' if num_cameras > 1 else ''} ({name_list(trained)})"
+        absent = [camera for camera in trained if camera not in dataset.cameras or not has_files(dataset, camera)]
+        if wanted:
+            raise DatasetError(f"{takes}, --image-key gives {len(wanted)}: {name_list(wanted)}")
+        if absent:
+            there = name_list(dataset.cameras)
+            raise DatasetError(f"{dataset.name}: {takes}; the dataset has {there}; name {num_cameras} with --image-key")
+        return tuple(trained)
+    if num_cameras == 1:
+        return (choose_camera(dataset, wanted[0] if wanted else None, trained),)
+    return tuple(choose_camera(dataset, camera) for camera in wanted)
 
 
 def choose_camera(dataset: Dataset, wanted: str | None, trained: Sequence[str] = ()) -> str:

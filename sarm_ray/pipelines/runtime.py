@@ -38,6 +38,7 @@ ARROW: dict[str, Any] = {"batch_format": "pyarrow"}
 # and the small tasks around them (decode, commit) are scheduled on that.
 CPU_ACTOR_SHARE = 0.9
 SMALL_TASK_SHARE = 0.04
+FRAMES_PER_PROCESS = 2 * CHUNK_FRAMES
 
 # map_batches arguments: one attempt. Actors that died are replaced, what they were working on is not repeated (rounds.py).
 # Ray 2.60 calls such keyword arguments deprecated, to be gone in 2.64, and has no others for it.
@@ -104,12 +105,17 @@ def connect(address: str | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def actor_options(cluster: Cluster, num_jobs: int, alone: bool = False) -> dict[str, Any]:
-    """map_batches arguments of a pool of networks: from one actor to one per GPU (or core), never more than jobs.
+def processes_for(num_frames: int) -> int:
+    """The most processes that pay: one takes seconds to start, in which another does hundreds of frames."""
+    return -(-num_frames // FRAMES_PER_PROCESS)
+
+
+def actor_options(cluster: Cluster, num_jobs: int, num_frames: int, alone: bool = False) -> dict[str, Any]:
+    """map_batches arguments of a pool of networks: from one actor to one per GPU (or core), never more than pay.
 
     `alone`: no job waits in an actor's queue behind another one, so that an actor that dies takes one job with it.
     """
-    most = max(1, min(cluster.num_actors, num_jobs))
+    most = max(1, min(cluster.num_actors, num_jobs, processes_for(num_frames)))
     pool = ActorPoolStrategy(
         min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 if alone else None
     )
@@ -118,7 +124,7 @@ def actor_options(cluster: Cluster, num_jobs: int, alone: bool = False) -> dict[
     return {"compute": pool, "num_cpus": CPU_ACTOR_SHARE, **ONE_ACTOR_ATTEMPT}
 
 
-def decode_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
+def decode_options(cluster: Cluster, num_jobs: int, num_frames: int) -> dict[str, Any]:
     """map_batches arguments of the decode tasks, unlike the actors' so that Ray does not fuse the two into one operator.
 
     With GPUs a decoder has a core of its own. Without, there is one per core beside the networks; those take 3 to 20 times
@@ -126,7 +132,7 @@ def decode_options(cluster: Cluster, num_jobs: int) -> dict[str, Any]:
     """
     if cluster.num_gpus:
         return {"num_cpus": 1, **ONE_TASK_ATTEMPT}
-    few = TaskPoolStrategy(size=min(cluster.num_cpus, num_jobs))
+    few = TaskPoolStrategy(size=max(1, min(cluster.num_cpus, num_jobs, processes_for(num_frames))))
     return {"num_cpus": SMALL_TASK_SHARE, "compute": few, **ONE_TASK_ATTEMPT}
 
 

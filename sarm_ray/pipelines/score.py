@@ -59,7 +59,8 @@ def _prepare(plans: Sequence[ScorePlan], config: ScoreConfig) -> None:
         _remove_temporaries(plan)
         progress_io.remove_files(plan.run_folder, MARKER_PREFIX)
         plan.write_config(config)
-        fetch_files(plan.ingest.dataset, plan.ingest.rows_to_read(), plan.ingest.camera)
+        for camera in plan.cameras:
+            fetch_files(camera.dataset, camera.rows_to_read(), camera.camera)
 
 
 def _remove_temporaries(plan: ScorePlan) -> None:
@@ -70,7 +71,7 @@ def _remove_temporaries(plan: ScorePlan) -> None:
         plan.run_folder,
         plan.parts_folder,
         pictures,
-        plan.ingest.store.location,
+        *(camera.store.location for camera in plan.cameras),
     ):
         storage.remove_temporaries(folder)
 
@@ -85,7 +86,7 @@ def _run(
     started: float,
 ) -> ScoreReport:
     spilled_before = spilled_bytes()
-    ingested = ingest([plan.ingest for plan in plans], cluster, stop, quiet)
+    ingested = ingest([plan.cameras for plan in plans], cluster, stop, quiet)
     scoring = score_missing(plans, cluster, stop, quiet)
     if stop.requested:
         raise RunInterruptedError(_describe_stop(plans, ingested, scoring))
@@ -138,11 +139,12 @@ def _finish(
     num_frames, num_nan = call_aside(write_output, plan, lease, [asdict(failure) for failure in failures])
     return DatasetReport(
         dataset=plan.ingest.dataset.name,
+        cameras=[each.camera for each in plan.cameras],
         output=plan.output,
         num_frames=num_frames,
         num_scored=scored.num_scored,
         num_decoded=ingested.num_encoded[number],
-        num_cached=int(count_frames(plan.ingest.needed & ~plan.ingest.missing).sum()),
+        num_cached=sum(int(count_frames(each.needed & ~each.missing).sum()) for each in plan.cameras),
         num_nan=num_nan,
         failures=failures,
         notices=(*plan.notices, *scored.notices()),
@@ -158,7 +160,7 @@ def _advise(plan: ScorePlan) -> list[str]:
 
 def _describe_stop(plans: Sequence[ScorePlan], ingested: IngestReport, scoring: Scoring) -> str:
     num_encoded, num_scored = sum(ingested.num_encoded), sum(each.num_scored for each in scoring.datasets)
-    num_missing = sum(int(count_frames(plan.ingest.missing).sum()) for plan in plans)
+    num_missing = sum(int(count_frames(each.missing).sum()) for plan in plans for each in plan.cameras)
     return (
         f"stopped: {num_encoded:,} of {num_missing:,} frames encoded, {num_scored:,} scored in this run, all kept; "
         "run the same command again to go on"

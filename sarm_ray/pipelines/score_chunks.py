@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from sarm_ray.console import Progress
-from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, chunk_keys, count_frames, frames_of
+from sarm_ray.core.episodes import BITMAP_BYTES, chunk_keys, count_frames, frames_of
 from sarm_ray.core.windows import Window, window_slots
 from sarm_ray.data import progress_io
 from sarm_ray.data.features import StoreIndex, read_chunk
@@ -22,6 +22,7 @@ from sarm_ray.errors import DatasetError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
 from sarm_ray.model.encoder import encode_texts
 from sarm_ray.model.scorer import Scorer
+from sarm_ray.pipelines.frame_features import frame_features
 from sarm_ray.pipelines.ingest_plan import ChunkFailure, IngestPlan, chunk_list
 from sarm_ray.pipelines.rounds import work_through
 from sarm_ray.pipelines.runtime import (
@@ -42,14 +43,25 @@ MAX_CHUNKS_PER_BLOCK = 8
 
 @dataclass(frozen=True)
 class DatasetJob:
-    """What a scoring actor needs of one dataset. `texts` has each episode's text feature, by its position in the table."""
+    """What a scoring actor needs of one dataset.
 
-    features: IngestPlan
-    index: StoreIndex
+    Args:
+        cameras: the plans of its features, and an index of each camera's store.
+        window, state_key, normalizer: see `ScorePlan`.
+        texts: each episode's text feature, by its position in the table.
+    """
+
+    cameras: tuple[IngestPlan, ...]
+    indices: tuple[StoreIndex, ...]
     window: Window
     state_key: str
     normalizer: StateNormalizer
     texts: dict[int, np.ndarray]
+
+    @property
+    def features(self) -> IngestPlan:
+        """The first camera's; dataset, episodes and chunks are the same for all."""
+        return self.cameras[0]
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,7 @@ def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quie
     todo = chunk_list([_chunks_to_score(plan) for plan in plans])
     if not len(todo) or stop.requested:
         return scoring
-    num_frames = sum(int(count_frames(plan.computed[todo[todo[:, 0] == n, 1]]).sum()) for n, plan in enumerate(plans))
-    progress = Progress("score", num_frames, quiet)
+    progress = Progress("score", count_todo(plans, todo), quiet)
     job = make_aside(_score_job, plans, cluster, todo, stop.marker)
 
     def record(status: dict, attempt: int) -> None:
@@ -126,12 +137,18 @@ def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quie
     return scoring
 
 
+def count_todo(plans: Sequence[ScorePlan], todo: np.ndarray) -> int:
+    """Frames to compute in some chunks, (N, 2) int64 of dataset and chunk."""
+    return sum(int(count_frames(plan.computed[todo[todo[:, 0] == n, 1]]).sum()) for n, plan in enumerate(plans))
+
+
 def score_pipeline(
     plans: Sequence[ScorePlan], cluster: Cluster, todo: np.ndarray, job: ray.ObjectRef, alone: bool = False
 ) -> ray.data.Dataset:
     """The chain. Rows in: dataset, chunk, frames; rows out: `OUTCOME_FIELDS` and num_frames."""
     bitmaps = [plans[number].computed[chunk].tobytes() for number, chunk in todo.tolist()]
     frames = pa.array(bitmaps, type=pa.binary(BITMAP_BYTES))
+    num_frames = count_todo(plans, todo)
     jobs = pa.table({"dataset": todo[:, 0], "chunk": todo[:, 1], "frames": frames})
     # neighbouring chunks share the features around their border, so they go to one actor where there is enough for all
     rows_per_block = 1 if alone else min(max(len(todo) // (4 * cluster.num_actors), 1), MAX_CHUNKS_PER_BLOCK)
@@ -144,7 +161,7 @@ def score_pipeline(
             batch_size=1,
             fn_constructor_kwargs={"job": job},
             **ARROW,
-            **actor_options(cluster, num_blocks, alone),
+            **actor_options(cluster, num_blocks, num_frames, alone),
         )
         .map_batches(
             progress_io.commit_scores,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
@@ -168,8 +185,8 @@ class ChunkScorer:
         prepare_actor(own.device)
         readout = own.datasets[0].window.readout_slot
         self.scorer = Scorer(own.checkpoint, own.heads, readout, own.precision, own.device)
-        self.indices = [dataset.index for dataset in own.datasets]
-        self.read_chunk = functools.lru_cache(maxsize=16)(self._read_chunk)
+        self.indices = [list(dataset.indices) for dataset in own.datasets]
+        self.read_chunk = functools.lru_cache(maxsize=16 * own.checkpoint.shape.num_cameras)(self._read_chunk)
         self.read_states = functools.lru_cache(maxsize=2)(self._read_states)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
@@ -219,24 +236,17 @@ class ChunkScorer:
         }
 
     def _read_features(self, dataset: int, row: int, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features of some frames of an episode, (U, D), and which of them the store has, (U,) bool."""
-        plan = self.job.datasets[dataset].features
-        features = np.zeros((len(used), plan.store.feature_dim), dtype=plan.store.dtype)
-        present = np.zeros(len(used), dtype=bool)
-        first_chunk = int(np.searchsorted(plan.chunks.row, row))
-        for number in np.unique(used // CHUNK_FRAMES).tolist():
-            values, there = self.read_chunk(dataset, first_chunk + number)
-            inside = used // CHUNK_FRAMES == number
-            features[inside], present[inside] = values[used[inside] % CHUNK_FRAMES], there[used[inside] % CHUNK_FRAMES]
-        return features, present
+        """Features of some frames of an episode, (U, D), and which of them the stores have, (U,) bool."""
+        cameras = self.job.datasets[dataset].cameras
+        return frame_features(cameras, row, used, lambda camera, chunk: self.read_chunk(dataset, camera, chunk))
 
-    def _read_chunk(self, dataset: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        plan = self.job.datasets[dataset].features
+    def _read_chunk(self, dataset: int, camera: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        plan, indices = self.job.datasets[dataset].cameras[camera], self.indices[dataset]
         try:
-            return read_chunk(plan.store, self.indices[dataset], chunk)
+            return read_chunk(plan.store, indices[camera], chunk)
         except FileNotFoundError:  # another run merged small parts meanwhile
-            self.indices[dataset] = plan.index()
-            return read_chunk(plan.store, self.indices[dataset], chunk)
+            indices[camera] = plan.index()
+            return read_chunk(plan.store, indices[camera], chunk)
 
     def _read_states(self, number: int, row: int) -> tuple[np.ndarray, np.ndarray, list[int], bool]:
         """An episode's states, normalised and padded (L, S), which are finite (L,), dimensions that look strange, and
@@ -311,8 +321,8 @@ def _score_job(plans: Sequence[ScorePlan], cluster: Cluster, todo: np.ndarray, s
     by_text = dict(zip(distinct, encode_texts(plans[0].ingest.encoder, distinct), strict=True))
     datasets = [
         DatasetJob(
-            features=plan.ingest,
-            index=plan.ingest.index(),
+            cameras=plan.cameras,
+            indices=tuple(camera.index() for camera in plan.cameras),
             window=plan.window,
             state_key=plan.state_key,
             normalizer=plan.normalizer,

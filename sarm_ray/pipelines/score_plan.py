@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoi
 from sarm_ray.model.encoder import EncoderInfo
 from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_ingest
 from sarm_ray.pipelines.inputs import (
-    choose_camera,
+    choose_cameras,
     choose_encoder,
     choose_heads,
     choose_normalizer,
@@ -37,7 +38,6 @@ from sarm_ray.pipelines.inputs import (
     has_files,
     model_folder,
     select_episodes,
-    trained_cameras,
 )
 from sarm_ray.pipelines.runtime import Cluster
 
@@ -49,7 +49,7 @@ class ScorePlan:
     """A scoring run, decided.
 
     Args:
-        ingest: the features it needs.
+        cameras: the features it needs, of each camera in the model's order.
         checkpoint, heads, window, precision: how they are scored.
         state_key, normalizer, state_source: the state and the statistics it is normalised by.
         texts: N task texts, one per episode of the run.
@@ -62,7 +62,7 @@ class ScorePlan:
         notices: what the user should know.
     """
 
-    ingest: IngestPlan
+    cameras: tuple[IngestPlan, ...]
     checkpoint: Checkpoint
     heads: tuple[str, ...]
     window: Window
@@ -80,6 +80,11 @@ class ScorePlan:
     notices: tuple[str, ...]
 
     @property
+    def ingest(self) -> IngestPlan:
+        """The first camera's; dataset, episodes and chunks are the same for all."""
+        return self.cameras[0]
+
+    @property
     def run_folder(self) -> str:
         """Everything of the run but its output."""
         return f"{self.output}.run"
@@ -92,12 +97,12 @@ class ScorePlan:
             "metadata": {key: value for key, value in self.metadata.items() if key != "reward_model_path"},
             "checkpoint": self.checkpoint.weights,
             "window": repr(self.window),
-            "features": data.key.folder,
+            "features": [camera.key.folder for camera in self.cameras],
             "precision": self.precision,
             "state": [self.state_key, self.normalizer.mean.tolist(), self.normalizer.std.tolist()],
             "texts": self.texts,
             "rows": data.rows.tolist(),
-            "videos": data.source[data.rows].tolist(),
+            "videos": [camera.source[data.rows].tolist() for camera in self.cameras],
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return storage.join(self.run_folder, f"{progress_io.PARTS_PREFIX}{digest}")
@@ -110,7 +115,7 @@ class ScorePlan:
             dataset=self.push_to[0] if self.push_to else data.dataset.repo_id or data.dataset.root,
             revision=self.push_to[1] if self.push_to else data.dataset.revision,
             output=self.output,
-            image_key=data.camera,
+            image_key=[camera.camera for camera in self.cameras] if len(self.cameras) > 1 else data.camera,
             state_key=self.state_key,
             state_stats=self.state_source,  # type: ignore[arg-type]
             encoder=data.encoder.name,
@@ -152,32 +157,37 @@ def _plan_score(
     notices: list[str],
 ) -> ScorePlan:
     notices += dataset.notices
-    camera = choose_camera(dataset, config.image_key, trained_cameras(checkpoint))
-    empty = [key for key in dataset.cameras if key != camera and not has_files(dataset, key)]
+    keys = choose_cameras(dataset, config.image_keys, checkpoint)
+    empty = [key for key in dataset.cameras if key not in keys and not has_files(dataset, key)]
     if empty:
-        notices.append(f"meta/info.json declares {name_list(empty)}, of which there are no files; {camera} is scored")
+        declared = f"meta/info.json declares {name_list(empty)}, of which there are no files"
+        notices.append(f"{declared}; {name_list(keys)} {'is' if len(keys) == 1 else 'are'} scored")
     rows = select_episodes(config.episodes, dataset)
     fetch_files(dataset, rows)
     state_key = config.state_key or checkpoint.config.state_key
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
     window = replace(choose_window(dataset, checkpoint, notices), live=config.live)
     precision = config.precision if config.precision != "auto" else ("bf16" if cluster.bf16 else "fp32")
-    data = plan_ingest(
-        dataset,
-        camera,
-        encoder,
-        precision=precision if encoder.bf16 else "fp32",
-        dtype="float32" if config.precision == "fp32" else "float16",
-        rows=rows,
-        stride=config.stride,
-        window=window,
-        cache=config.cache,
+    cameras = tuple(
+        plan_ingest(
+            dataset,
+            key,
+            encoder,
+            precision=precision if encoder.bf16 else "fp32",
+            dtype="float32" if config.precision == "fp32" else "float16",
+            rows=rows,
+            stride=config.stride,
+            window=window,
+            cache=config.cache,
+        )
+        for key in keys
     )
-    _check_sources(data, notices)
+    for camera in cameras:
+        _check_sources(camera, notices)
     if config.stride > 1:
-        _advise_stride(data, config.stride, window, notices)
+        _advise_stride(cameras[0], config.stride, window, notices)
     return ScorePlan(
-        ingest=data,
+        cameras=cameras,
         checkpoint=checkpoint,
         heads=heads,
         window=window,
@@ -189,7 +199,7 @@ def _plan_score(
         computed=bitmaps_by_length(dataset.length[rows], lambda length: computed_mask(length, config.stride)),
         stride=config.stride,
         output=output,
-        metadata=_metadata(config, data),
+        metadata=_metadata(config, cameras),
         stage_probabilities=config.stage_probabilities,
         push_to=push_to,
         notices=tuple(notices),
@@ -260,23 +270,25 @@ def _advise_stride(data: IngestPlan, stride: int, window: Window, notices: list[
     )
 
 
-def _metadata(config: ScoreConfig, data: IngestPlan) -> dict[str, str]:
+def _metadata(config: ScoreConfig, cameras: Sequence[IngestPlan]) -> dict[str, str]:
     """Schema metadata of the output: LeRobot's reward_model_path, then ours."""
     return {
         "reward_model_path": config.model,
         "sarm_ray_version": __version__,
-        "encoder": data.encoder.name,
+        "encoder": cameras[0].encoder.name,
         "head_mode": config.head_mode,
         "stride": str(config.stride),
         "live": str(config.live).lower(),
-        "dataset_fingerprint": _fingerprint(data),
+        "dataset_fingerprint": _fingerprint(cameras),
     }
 
 
-def _fingerprint(data: IngestPlan) -> str:
+def _fingerprint(cameras: Sequence[IngestPlan]) -> str:
     """What the run's rows were made from: layout of its episodes, stamps of their videos and data files."""
-    dataset = data.dataset
+    dataset, rows = cameras[0].dataset, cameras[0].rows
     stamps = [dataset.files.get(path, "") for path in dataset.data_files.paths]
-    digest = hashlib.sha256(data.layout[data.rows].tobytes() + data.source[data.rows].tobytes())
+    digest = hashlib.sha256()
+    for camera in cameras:
+        digest.update(camera.layout[rows].tobytes() + camera.source[rows].tobytes())
     digest.update(json.dumps(stamps).encode())
     return digest.hexdigest()[:16]

@@ -18,11 +18,11 @@ class DatasetReport:
     """What a run did of one dataset.
 
     Args:
-        dataset: its name.
+        dataset: its name. cameras: that were scored.
         output: the progress file.
         num_frames: rows in it.
         num_scored: frames computed, the others being interpolated or taken from a run that was cut off.
-        num_decoded, num_cached: frames decoded and encoded now, and frames that the store had.
+        num_decoded, num_cached: frames decoded and encoded now, and frames that the store had; each camera's counted.
         num_nan: rows without progress, per head.
         failures: chunks that could not be read or scored.
         notices: what the user should know of the inputs.
@@ -31,6 +31,7 @@ class DatasetReport:
     """
 
     dataset: str
+    cameras: list[str]
     output: str
     num_frames: int
     num_scored: int
@@ -135,19 +136,22 @@ def describe_plans(plans: Sequence[ScorePlan], cluster: Cluster) -> None:
 def _describe_plan(plan: ScorePlan) -> None:
     data, dataset = plan.ingest, plan.ingest.dataset
     num_frames = int(dataset.length[data.rows].sum())
-    needed, missing = int(count_frames(data.needed).sum()), int(count_frames(data.missing).sum())
+    needed, missing = (
+        sum(int(count_frames(getattr(camera, name)).sum()) for camera in plan.cameras) for name in ("needed", "missing")
+    )
+    num_chunks = sum(len(camera.todo) for camera in plan.cameras)
     bytes_per_frame = data.key.feature_dim * np.dtype(data.store.dtype).itemsize
     live = ", the future cut at the frame" if plan.window.live else ""
     _say_lines(
         dataset=f"{dataset.root} (LeRobot {dataset.version}, {dataset.fps:g} fps)",
         episodes=f"{len(data.rows):,} of {len(dataset.length):,}, {num_frames:,} frames",
-        camera=data.camera,
+        camera=", ".join(camera.camera for camera in plan.cameras),
         state=f"{plan.state_key}, {len(plan.normalizer.mean)} wide, statistics of the {plan.state_source}",
         scored=f"{int(count_frames(plan.computed).sum()):,} frames, stride {plan.stride}; "
         f"{plan.window.kind} window of {plan.window.num_slots} frames {plan.window.frame_gap} apart{live}",
         features=f"{needed:,} frames needed, {needed - missing:,} in the store, {missing:,} to decode and encode in "
-        f"{int(data.missing.any(axis=1).sum()):,} chunks, {size(missing * bytes_per_frame)}",
-        store=data.store.location,
+        f"{num_chunks:,} chunks, {size(missing * bytes_per_frame)}",
+        store=", ".join(camera.store.location for camera in plan.cameras),
         output=plan.output,
     )
 
@@ -179,9 +183,10 @@ def describe_report(report: ScoreReport) -> str:
 
 def _describe_dataset(report: DatasetReport) -> list[str]:
     num_failed = len(report.failures)
+    each = f" (of {len(report.cameras)} cameras)" if len(report.cameras) > 1 else ""
     lines = [
         report.output,
-        f"  {report.num_frames:,} frames: {report.num_decoded:,} decoded, {report.num_cached:,} from the store, "
+        f"  {report.num_frames:,} frames: {report.num_decoded:,} decoded, {report.num_cached:,} from the store{each}, "
         f"{report.num_scored:,} scored, {num_failed:,} chunk{'s' if num_failed != 1 else ''} failed",
     ]
     for head, num_nan in report.num_nan.items():

@@ -34,6 +34,7 @@ from sarm_ray.pipelines.training.checkpoints import (
     PRETRAINED,
     last_step,
     linked,
+    mend_links,
     read_last_facts,
     refuse_used,
     remove_unfinished,
@@ -98,6 +99,7 @@ def _prepare(plan: TrainPlan, config: TrainConfig) -> None:
     remove_unfinished(config.output_dir)
     storage.remove_temporaries(config.output_dir)
     progress_io.remove_files(config.output_dir, MARKER_PREFIX)
+    mend_links(config.output_dir)
     resolved = replace(
         config,
         dataset=[source.ingest.dataset.repo_id or source.ingest.dataset.root for source in plan.sources],
@@ -108,8 +110,9 @@ def _prepare(plan: TrainPlan, config: TrainConfig) -> None:
     )
     storage.write_file(storage.join(config.output_dir, "config.yaml"), dump_config(resolved).encode())
     for source in plan.sources:
-        storage.remove_temporaries(source.ingest.store.location)
-        fetch_files(source.ingest.dataset, source.ingest.rows_to_read(), source.ingest.camera)
+        for camera in source.cameras:
+            storage.remove_temporaries(camera.store.location)
+            fetch_files(camera.dataset, camera.rows_to_read(), camera.camera)
 
 
 def _run(
@@ -122,7 +125,7 @@ def _run(
     quiet: bool,
     started: float,
 ) -> TrainReport:
-    ingested = ingest([source.ingest for source in plan.sources], cluster, stop, quiet)
+    ingested = ingest([source.cameras for source in plan.sources], cluster, stop, quiet)
     if stop.requested:
         raise RunInterruptedError("stopped before the first step; encoded frames are kept, run the same command again")
     failures, left_out = unreadable_episodes(plan, ingested, config, quiet)
@@ -151,6 +154,7 @@ def _run(
         num_frames=int(job.lengths.sum()),
         num_episodes=sum(len(source.episodes(False, out)) for source, out in zip(plan.sources, left_out, strict=True)),
         num_held_out=sum(len(source.episodes(True, out)) for source, out in zip(plan.sources, left_out, strict=True)),
+        strange_to_lerobot=plan.strange_to_lerobot(),
         baselines={} if held_out is None else ray.get(held_out).baselines,
         **read_metrics(Path(config.output_dir) / METRICS_FILE),
         seconds={
@@ -252,6 +256,7 @@ def _facts(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "seed": config.seed,
         "window": plan.sources[0].window.kind,
+        "num_cameras": plan.num_cameras,
         "augmentation": asdict(config.augmentation),
         "optimizer": asdict(config.optimizer),
         "steps": config.steps,

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from sarm_ray.errors import CheckpointError
-from sarm_ray.model.checkpoint import Sidecar, StateNormalizer, load_model, open_checkpoint
+from sarm_ray.model.checkpoint import Sidecar, StateNormalizer, load_model, open_checkpoint, sarm_shape
 from sarm_ray.model.checkpoint_writer import NORMALIZER, save_checkpoint, save_weights
 from tests.model.tiny import random_sarm, tiny_config
 
@@ -83,3 +84,37 @@ def test_save_weights_replaces_the_weights_alone(saved):
     expected = random_sarm(CONFIG.shape, seed=1).state_dict()
     found = load_model(open_checkpoint("m", str(saved))).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_several_cameras_are_in_the_sidecar_alone(tmp_path):
+    """config.json stays LeRobot's, which refuses the weights by their shape."""
+    cameras = ["observation.images.front", "observation.images.wrist"]
+    sidecar = replace(SIDECAR, image_keys=cameras, num_cameras=2)
+    model = random_sarm(sarm_shape(CONFIG, sidecar))
+    with pytest.raises(CheckpointError, match=r"stage_model\.fusion_backbone\.0\.bias should be \(96,\), is \(128,\)$"):
+        save_checkpoint(str(tmp_path), CONFIG, model, SIDECAR)
+    save_checkpoint(str(tmp_path), CONFIG, model, sidecar)
+    found = open_checkpoint("m", str(tmp_path))
+    assert (found.shape.num_cameras, found.cameras) == (2, cameras)
+    assert sorted(json.loads((tmp_path / "config.json").read_text())["input_features"]) == sorted(
+        [CONFIG.image_key, CONFIG.state_key]
+    )
+    for name, tensor in load_model(found).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    (tmp_path / "sarm_ray.json").unlink()
+    with pytest.raises(CheckpointError, match=r"the weights do not fit config\.json"):
+        open_checkpoint("m", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_cameras": 0}, "num_cameras must be a whole number from 1 up, not 0"),
+        ({"num_cameras": "2"}, "num_cameras must be a whole number from 1 up, not '2'"),
+        ({"num_cameras": 3}, "num_cameras is 3, but image_keys names 1"),
+    ],
+)
+def test_a_sidecar_that_contradicts_itself(saved, changes, message):
+    (saved / "sarm_ray.json").write_text(json.dumps({**asdict(SIDECAR), **changes}))
+    with pytest.raises(CheckpointError, match=rf"^{saved}/sarm_ray\.json: {message}$"):
+        open_checkpoint("m", str(saved))

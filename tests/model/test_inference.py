@@ -37,6 +37,7 @@ def test_equals_the_full_forward(readout, heads):
     head_width=st.sampled_from([8, 12]),
     num_layers=st.integers(1, 3),
     dims=st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9)),
+    num_cameras=st.integers(1, 3),
     num_windows=st.integers(1, 3),
     num_slots=st.integers(1, 11),
     heads=st.sampled_from([("sparse",), ("dense",), HEADS]),
@@ -44,9 +45,9 @@ def test_equals_the_full_forward(readout, heads):
     data=st.data(),
 )
 def test_equals_the_full_forward_for_any_shape(
-    num_stages, num_heads, head_width, num_layers, dims, num_windows, num_slots, heads, seed, data
+    num_stages, num_heads, head_width, num_layers, dims, num_cameras, num_windows, num_slots, heads, seed, data
 ):
-    shape = SarmShape(*num_stages, num_heads * head_width, num_heads, num_layers, *dims)
+    shape = SarmShape(*num_stages, num_heads * head_width, num_heads, num_layers, *dims, num_cameras=num_cameras)
     readout = data.draw(st.integers(0, num_slots - 1), label="readout")
     model, inputs = random_sarm(shape, seed), random_inputs(shape, num_windows, num_slots, seed)
     for head in heads:  # a tie may fall either way

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -189,3 +191,33 @@ def test_heads_that_share_a_pass_come_out_as_from_passes_of_their_own(lengths):
             torch.testing.assert_close(logits[head], alone, rtol=0, atol=1e-6)
             alone = model.subtask_model(*inputs, {head: stages[head]}, lengths)[head]
             torch.testing.assert_close(taus[head], alone, rtol=0, atol=1e-6)
+
+
+def test_each_camera_is_a_vision_stream_of_its_own():
+    """In order: a camera's tokens see those before it and none after; all have the same projection and first_pos."""
+    shape = replace(tiny_config().shape, num_cameras=2)
+    model, one = random_sarm(shape), random_sarm(tiny_config().shape)
+    width, net = shape.hidden_dim, model.stage_model
+    found, single = model.state_dict(), one.state_dict()
+    differing = {name: tuple(found[name].shape) for name in found if found[name].shape != single[name].shape}
+    assert differing == {
+        f"{network}_model.fusion_backbone.{layer}": (width, tokens * width)
+        if layer == "1.weight"
+        else (tokens * width,)
+        for network, tokens in (("stage", 4), ("subtask", 5))
+        for layer in ("0.weight", "0.bias", "1.weight")
+    }
+    vision, text, state = random_inputs(shape, 3, 9)
+    swapped = torch.cat([vision[..., shape.image_dim :], vision[..., : shape.image_dim]], dim=-1)
+    with torch.inference_mode():
+        streams, other = net.project(vision, text, state), net.project(swapped, text, state)
+        assert [tuple(stream.shape) for stream in streams] == [(3, 9, width)] * 4
+        assert torch.equal(streams[0], other[1])
+        assert torch.equal(streams[1], other[0])
+        encoded = net.encode(streams, None)
+        second = vision.clone()
+        second[..., shape.image_dim :] += 1
+        after = net.encode(net.project(second, text, state), None)
+    assert torch.equal(after[:, :, 0], encoded[:, :, 0])
+    for stream in (1, 2, 3):
+        assert (after[:, :, stream] - encoded[:, :, stream]).abs().amax(-1).min() > 1e-4

@@ -42,10 +42,10 @@ def random_sarm(shape: SarmShape, seed: int = 0) -> Sarm:
 
 
 def random_inputs(shape: SarmShape, num_windows: int, num_slots: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """vision (B, T, image_dim), text (B, text_dim), state (B, T, max_state_dim)."""
+    """vision (B, T, num_cameras * image_dim), text (B, text_dim), state (B, T, max_state_dim)."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (
-        (num_windows, num_slots, shape.image_dim),
+        (num_windows, num_slots, shape.num_cameras * shape.image_dim),
         (num_windows, shape.text_dim),
         (num_windows, num_slots, shape.max_state_dim),
     )

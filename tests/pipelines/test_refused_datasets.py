@@ -270,10 +270,24 @@ def test_an_output_that_exists(sound, model, tmp_path):
 
 def test_a_model_of_another_camera(sound, encoder, tmp_path):
     root = shutil.copytree(sound["v2.1"], tmp_path / "set")
-    model = write_model(tmp_path / "model", encoder, image_key="observation.images.top")
+    model = write_model(tmp_path / "model", encoder, cameras=["observation.images.top"])
     cameras = f"observation.images.top, the dataset has {CAMERA}, {WRIST}"
     message = f"set: the model was trained on {cameras}; choose with --image-key"
     assert_refused(tmp_path, message, root, "--model", model)
+
+
+def test_a_model_of_two_cameras(sound, encoder, tmp_path):
+    root = shutil.copytree(sound["v2.1"], tmp_path / "set")
+    one, two = write_model(tmp_path / "one", encoder), write_model(tmp_path / "two", encoder, cameras=[CAMERA, "top"])
+    both = ("--image-key", CAMERA, "--image-key", WRIST)
+    message = f"{one} takes 1 camera ({CAMERA}), --image-key gives 2: {CAMERA}, {WRIST}"
+    assert_refused(tmp_path, message, root, "--model", one, *both)
+    takes = f"{two} takes 2 cameras ({CAMERA}, top)"
+    assert_refused(tmp_path, f"{takes}, --image-key gives 1: {CAMERA}", root, "--model", two, "--image-key", CAMERA)
+    message = f"set: {takes}; the dataset has {CAMERA}, {WRIST}; name 2 with --image-key"
+    assert_refused(tmp_path, message, root, "--model", two)
+    twice = ("--image-key", CAMERA, "--image-key", CAMERA)
+    assert_refused(tmp_path, f"a camera is given twice: {CAMERA}, {CAMERA}", root, "--model", two, *twice)
 
 
 def test_a_state_of_another_width_than_the_checkpoint_records(sound, encoder, tmp_path):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sarm_ray.config import ScoreConfig, load_config
 from sarm_ray.core.windows import Window
 from sarm_ray.errors import SarmRayError
 from sarm_ray.model.encoder import EFFICIENTNET
@@ -17,6 +18,7 @@ from sarm_ray.pipelines.ingest import check_store, ingest
 from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.score import score
 from sarm_ray.pipelines.score_plan import plan_scores
+from sarm_ray.pipelines.score_report import describe_report
 from sarm_ray.pipelines.stopping import Stop
 from tests.datasets import CAMERA, write_dataset
 from tests.pipelines.reference import score_without_ray, write_model
@@ -169,7 +171,7 @@ def test_features_that_vanish_are_an_error_not_silent_nan(tmp_path, encoder):
     cluster = Cluster(2, 0, "cpu", bf16=True)
     plan = plan_scores(config, cluster)[0].ingest
     elsewhere = replace(plan, store=replace(plan.store, location=str(tmp_path / "elsewhere")))
-    ingest([plan], cluster, Stop(str(tmp_path / "stop")), quiet=True)
+    ingest([[plan]], cluster, Stop(str(tmp_path / "stop")), quiet=True)
     check_store(plan, [])
     with pytest.raises(SarmRayError, match="features of episode 0, frames 0 and on, were written but are not there"):
         check_store(elsewhere, [])
@@ -188,3 +190,35 @@ def test_the_index_column_is_compared_with_the_metadata(tmp_path, encoder):
     notice = "the index column of episodes 1 does not count rows from the dataset's start; the output's does"
     assert notice in report.notices
     assert read_progress(report.output)["index"].tolist() == list(range(41))
+
+
+def test_two_cameras_are_two_vision_streams(tmp_path, encoder, capfd):
+    """Each camera's features are kept by themselves; a video of one that cannot be read costs the frames it shows."""
+    cameras = [CAMERA, "observation.images.wrist"]
+    root = str(write_dataset(tmp_path / "data", "v2.1", LENGTHS, size=(64, 64), cameras=cameras))
+    model = write_model(tmp_path / "model", encoder, cameras=cameras)
+    output, cache = tmp_path / "out.parquet", tmp_path / "cache"
+    config = quick_config(
+        dataset=root, model=model, head_mode="both", precision="fp32", output=str(output), cache=str(cache)
+    )
+    report = score(config)
+    (own,) = report.datasets
+    assert (own.num_frames, own.num_decoded, own.num_cached, own.cameras) == (348, 696, 0, cameras)
+    assert f"camera    {CAMERA}, observation.images.wrist" in capfd.readouterr().err
+    assert "348 frames: 696 decoded, 0 from the store (of 2 cameras), 348 scored" in describe_report(report)
+    theirs = score_without_ray(root, model, encoder, Window(8, 10), ("sparse", "dense"))
+    for head in ("sparse", "dense"):
+        np.testing.assert_array_equal(read_progress(output)[f"progress_{head}"], theirs[head])
+    resolved = load_config(ScoreConfig, f"{output}.run/config.yaml", {})
+    assert resolved.image_key == cameras
+    swapped = replace(resolved, image_key=cameras[::-1], output=str(tmp_path / "swapped.parquet"))
+    assert score_one(swapped).num_cached == 696
+    assert (read_progress(tmp_path / "swapped.parquet")["progress_dense"] != theirs["dense"]).mean() > 0.5
+
+    (Path(root) / f"videos/chunk-000/{cameras[1]}/episode_000001.mp4").write_bytes(b"")
+    broken = score_one(replace(resolved, overwrite=True))
+    assert [(f.episode_index, f.camera, f.start, f.stop) for f in broken.failures] == [(1, cameras[1], 0, 40)]
+    assert (broken.num_decoded, broken.num_cached) == (0, 656)
+    expected = theirs["dense"].copy()
+    expected[1:41] = np.nan
+    np.testing.assert_array_equal(read_progress(output)["progress_dense"], expected)

@@ -66,6 +66,16 @@ def write_checkpoint(output_dir: str, step: int, write: Callable[[Path], None], 
     _prune(output_dir, keep)
 
 
+def mend_links(output_dir: str) -> None:
+    """Point `last` and `best` where the last checkpoint says: a run may have been killed after it and before its links."""
+    facts = read_last_facts(output_dir)
+    if facts is None:
+        return
+    for link, step in ((LAST, last_step(output_dir)), (BEST, facts.get("best_step"))):
+        if step is not None and step_folder(output_dir, step).is_dir():
+            _point(Path(output_dir) / CHECKPOINTS / link, step_folder(output_dir, step).name)
+
+
 def refuse_used(output_dir: str) -> None:
     """Raise an OutputExistsError where a run has left something."""
     folder = Path(output_dir)

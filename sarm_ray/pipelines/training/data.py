@@ -15,14 +15,14 @@ import ray
 
 from sarm_ray.core.augment import Augmentation, TrainingSlots, clean_slots, training_slots
 from sarm_ray.core.draws import Stream, uniform
-from sarm_ray.core.episodes import CHUNK_FRAMES
 from sarm_ray.core.order import PADDING, PoolSteps, pool_batches
 from sarm_ray.core.targets import episode_targets
 from sarm_ray.core.windows import Window
 from sarm_ray.data.features import StoreIndex, read_chunk
 from sarm_ray.data.rows import read_rows
-from sarm_ray.errors import DatasetError
+from sarm_ray.errors import DatasetError, name_list
 from sarm_ray.model.checkpoint import StateNormalizer
+from sarm_ray.pipelines.frame_features import frame_features
 from sarm_ray.pipelines.runtime import ARROW, SMALL_TASK_SHARE, jobs_dataset
 from sarm_ray.pipelines.training.labels import HeadLabels
 from sarm_ray.pipelines.training.plan import TrainSource
@@ -35,7 +35,8 @@ class TrainJob:
     """What the tasks that make batches need, put into the object store once.
 
     Args:
-        sources: the datasets, and of each an index of its feature store and the text number of each episode (N,) int64.
+        sources: the datasets, and of each an index of every camera's feature store and the text number of each episode
+            (N,) int64.
         chunks: (C, 2) int64, dataset and chunk, of training. lengths: (C,) int64, their frames.
         labels: of each head.
         augmentation, teacher_forcing: what is done to a sample, and how often the true stage is given.
@@ -44,7 +45,7 @@ class TrainJob:
     """
 
     sources: tuple[TrainSource, ...]
-    indices: tuple[StoreIndex, ...]
+    indices: tuple[tuple[StoreIndex, ...], ...]
     text: tuple[np.ndarray, ...]
     chunks: np.ndarray
     lengths: np.ndarray
@@ -95,7 +96,7 @@ class Frames:
 
     Args:
         index: (U,) int64, global frame indices, ascending.
-        features: (U, D) as stored. states: (U, S) float32, normalised and padded.
+        features: (U, num_cameras * D) as stored. states: (U, S) float32, normalised and padded.
         stage: head -> (U,) int64. tau: head -> (U,) float32.
     """
 
@@ -128,7 +129,7 @@ def batch_layout(job: TrainJob) -> dict[str, tuple[str, tuple[int, ...]]]:
     store = source.ingest.store
     layout: dict[str, tuple[str, tuple[int, ...]]] = {
         "index": ("int64", (b,)),
-        "vision": (store.dtype, (b, t, store.feature_dim)),
+        "vision": (store.dtype, (b, t, len(source.cameras) * store.feature_dim)),
         "states": ("float32", (b, t, job.max_state_dim)),
         "text": ("int64", (b,)),
         "lengths": ("int64", (b,)),
@@ -267,7 +268,7 @@ def load_frames(job: TrainJob, index: np.ndarray) -> Frames:
         DatasetError: a feature that is not in the store, a state that is NaN.
     """
     store = job.sources[0].ingest.store
-    features = np.zeros((len(index), store.feature_dim), dtype=store.dtype)
+    features = np.zeros((len(index), len(job.sources[0].cameras) * store.feature_dim), dtype=store.dtype)
     states = np.zeros((len(index), job.max_state_dim), dtype=np.float32)
     stage = {head: np.zeros(len(index), dtype=np.int64) for head in job.labels}
     tau = {head: np.zeros(len(index), dtype=np.float32) for head in job.labels}
@@ -283,7 +284,7 @@ def load_frames(job: TrainJob, index: np.ndarray) -> Frames:
             states[own] = episode_states(job, number, row)[frame]
             for head, labels in job.labels.items():
                 if labels.annotated[number][row]:
-                    targets = episode_targets(labels.segments[number], row, labels.durations, int(lengths[row]))
+                    targets = episode_targets(labels.segments[number], row, labels.durations[number], int(lengths[row]))
                     stage[head][own], tau[head][own] = targets[0][frame], targets[1][frame]
     return Frames(index, features, states, stage, tau)
 
@@ -314,19 +315,17 @@ def check_states(dataset, row: int, state_key: str, states: np.ndarray, width: i
         )
 
 
-def _episode_features(source: TrainSource, index: StoreIndex, row: int, frame: np.ndarray) -> np.ndarray:
-    """Features of some frames of an episode: (k,) int64 -> (k, D)."""
-    data = source.ingest
-    first = int(np.searchsorted(data.chunks.row, row))
-    features = np.zeros((len(frame), data.store.feature_dim), dtype=data.store.dtype)
-    for number in np.unique(frame // CHUNK_FRAMES).tolist():
-        values, present = read_chunk(data.store, index, first + number)
-        inside = frame // CHUNK_FRAMES == number
-        offset = frame[inside] % CHUNK_FRAMES
-        if not present[offset].all():
-            episode = data.dataset.episode_index[row]
-            raise DatasetError(f"{data.store.location}: features of episode {episode} vanished during the run")
-        features[inside] = values[offset]
+def _episode_features(source: TrainSource, indices: Sequence[StoreIndex], row: int, frame: np.ndarray) -> np.ndarray:
+    """Features of some frames of an episode: (k,) int64 -> (k, num_cameras * D)."""
+
+    def read(camera: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        return read_chunk(source.cameras[camera].store, indices[camera], chunk)
+
+    features, present = frame_features(source.cameras, row, frame, read)
+    if not present.all():
+        data = source.ingest
+        episode, stores = data.dataset.episode_index[row], name_list(each.store.location for each in source.cameras)
+        raise DatasetError(f"{stores}: features of episode {episode} vanished during the run")
     return features
 
 

@@ -66,7 +66,7 @@ def make_job(plan: TrainPlan, config: TrainConfig, left_out: Sequence[frozenset[
     options = config.augmentation
     return TrainJob(
         sources=plan.sources,
-        indices=tuple(source.ingest.index() for source in plan.sources),
+        indices=tuple(tuple(camera.index() for camera in source.cameras) for source in plan.sources),
         text=tuple(np.array([number[text] for text in source.texts], dtype=np.int64) for source in plan.sources),
         chunks=chunks,
         lengths=lengths,

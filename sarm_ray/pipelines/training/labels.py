@@ -21,14 +21,14 @@ class HeadLabels:
     Args:
         stages: K names in order.
         proportions: (K,) float64, mean share of an episode (paper formula (1)).
-        durations: (K,) float64, frames; of completed segments.
+        durations: one (K,) float64 per dataset, how long a completed stage takes in its frames; the mean over all of them.
         segments: one per dataset, over all its episodes; empty for a head of one stage.
         annotated: one (E,) bool per dataset, episodes that carry this head.
     """
 
     stages: tuple[str, ...]
     proportions: np.ndarray
-    durations: np.ndarray
+    durations: tuple[np.ndarray, ...]
     segments: tuple[Segments, ...]
     annotated: tuple[np.ndarray, ...]
 
@@ -58,7 +58,7 @@ def _whole_task(datasets: Sequence[Dataset]) -> HeadLabels:
         Segments(np.zeros(len(each.length) + 1, dtype=np.int64), empty, empty, empty, none) for each in datasets
     )
     everything = tuple(np.ones(len(each.length), dtype=bool) for each in datasets)
-    return HeadLabels((WHOLE_TASK,), np.ones(1), np.ones(1), segments, everything)
+    return HeadLabels((WHOLE_TASK,), np.ones(1), tuple(np.ones(1) for _ in datasets), segments, everything)
 
 
 def _annotated_head(kind: str, datasets: Sequence[Dataset], rows: Sequence[np.ndarray], mode: str) -> HeadLabels:
@@ -75,7 +75,8 @@ def _annotated_head(kind: str, datasets: Sequence[Dataset], rows: Sequence[np.nd
                 f"{name_list(names)}. Rename them, or train on one of the datasets"
             )
     segments = tuple(_segments(dataset, own, stages) for dataset, own in zip(datasets, annotations, strict=True))
-    pooled = _pool(segments, rows)
+    speeds = [dataset.fps / datasets[0].fps for dataset in datasets]
+    pooled = _pool(segments, rows, speeds)
     if len(stages) < 2:
         raise DatasetError(
             f"{datasets[0].name}: a {kind} head needs at least two subtasks, the annotation has {stages[0]}"
@@ -84,7 +85,7 @@ def _annotated_head(kind: str, datasets: Sequence[Dataset], rows: Sequence[np.nd
         return HeadLabels(
             stages=stages,
             proportions=temporal_proportions(pooled, stages),
-            durations=completed_durations(pooled, len(stages)),
+            durations=tuple(completed_durations(pooled, len(stages)) * speed for speed in speeds),
             segments=segments,
             annotated=tuple(own.annotated for own in annotations),
         )
@@ -156,13 +157,20 @@ def _segments(dataset: Dataset, own: Annotations, stages: tuple[str, ...]) -> Se
         raise DatasetError(f"{dataset.name}: {error}") from error
 
 
-def _pool(segments: Sequence[Segments], rows: Sequence[np.ndarray]) -> Segments:
-    """The segments of the chosen episodes of all datasets."""
+def _pool(segments: Sequence[Segments], rows: Sequence[np.ndarray], speeds: Sequence[float]) -> Segments:
+    """The segments of the chosen episodes of all datasets, in frames of the first one: (K,) frame rates relative to its."""
     kept = [np.isin(each.row, own) for each, own in zip(segments, rows, strict=True)]
     counts = [np.bincount(each.row[keep], minlength=1) for each, keep in zip(segments, kept, strict=True)]
     counts = [count[count > 0] for count in counts]
+    times = [
+        {"start": each.start / speed, "end": each.end / speed} for each, speed in zip(segments, speeds, strict=True)
+    ]
     fields = {
         name: np.concatenate([getattr(each, name)[keep] for each, keep in zip(segments, kept, strict=True)])
-        for name in ("stage", "start", "end", "interrupted")
+        for name in ("stage", "interrupted")
+    }
+    fields |= {
+        name: np.concatenate([each[name][keep] for each, keep in zip(times, kept, strict=True)])
+        for name in ("start", "end")
     }
     return Segments(np.concatenate([[0], np.cumsum(np.concatenate(counts))]), **fields)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -21,7 +21,7 @@ import ray.train.torch
 import torch
 
 from sarm_ray.errors import TrainingError
-from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer
+from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer, sarm_shape
 from sarm_ray.model.checkpoint_writer import save_checkpoint
 from sarm_ray.model.sarm import Sarm
 from sarm_ray.model.training import init_from, learning_rate_multiplier, mean_metrics, new_model
@@ -91,6 +91,13 @@ class Interval:
     num_steps: int = 0
 
 
+class Best(NamedTuple):
+    """The best look at the held-out frames so far, see `_score`, and its step; no step before the first look."""
+
+    score: float = math.inf
+    step: int | None = None
+
+
 def train_loop(options: dict[str, Any]) -> None:
     """Train from `first_step` to the end, or until asked to stop. Runs in every process of the group."""
     job: LoopJob = options["job"]
@@ -123,7 +130,7 @@ def train_loop(options: dict[str, Any]) -> None:
 
 def start_model(job: LoopJob, state: TrainingState | None) -> Sarm:
     """The networks to begin with: resumed, fine-tuned or fresh."""
-    sarm = new_model(job.sarm.shape, job.config.seed)
+    sarm = new_model(sarm_shape(job.sarm, job.sidecar), job.config.seed)
     if state is not None:
         sarm.load_state_dict(state.weights)
     elif job.init_from is not None:
@@ -144,7 +151,7 @@ def run_steps(
     config = job.config
     texts = torch.from_numpy(job.texts).to(device)
     held_out: HeldOut | None = None if job.held_out is None else ray.get(job.held_out)
-    best = math.inf if state is None else float(state.facts.get("best", math.inf))
+    best = Best() if state is None else Best(state.facts.get("best", math.inf), state.facts.get("best_step"))
     interval = Interval(torch.zeros(len(job.heads), 5, device=device))
     for step in range(job.first_step, config.steps):
         norm = train_step(job, engine, rows, texts, step, rank, interval)
@@ -158,9 +165,9 @@ def run_steps(
         if held_out is not None and (last or done % config.eval_freq == 0):
             measured = look(job, engine, held_out, texts, rank)
             log({"step": done, "validation": measured})
-        improved = bool(measured) and _score(measured, job.heads) < best
+        improved = bool(measured) and _score(measured, job.heads) < best.score
         if improved:
-            best = _score(measured, job.heads)
+            best = Best(_score(measured, job.heads), done)
         if last or stopping or improved or done % config.save_freq == 0:
             save(job, engine, done, best, measured, improved, rank)
         if stopping:
@@ -234,10 +241,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def save(
-    job: LoopJob, engine: Engine, step: int, best: float, measured: dict[str, float], improved: bool, rank: int
+    job: LoopJob, engine: Engine, step: int, best: Best, measured: dict[str, float], improved: bool, rank: int
 ) -> None:
     """Write a checkpoint. Collective: all gather, rank 0 writes, all wait."""
-    facts = {**job.facts, "step": step, "seed": job.config.seed, **({"best": best} if math.isfinite(best) else {})}
+    noted = {} if best.step is None else {"best": best.score, "best_step": best.step}
+    facts = {**job.facts, "step": step, "seed": job.config.seed, **noted}
     state = gather_state(engine, facts)
 
     def write(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The networks of a run: the config of the model that comes out, and the checkpoint it starts from."""
 
-from sarm_ray.errors import CheckpointError, EncoderError
+from sarm_ray.errors import CheckpointError, EncoderError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, open_checkpoint
 from sarm_ray.model.encoder import EncoderInfo
 from sarm_ray.pipelines.inputs import model_folder
@@ -39,7 +39,7 @@ def model_config(config: TrainConfig, labels: dict[str, HeadLabels], encoder: En
     )
 
 
-def open_parent(name: str, model: SarmConfig, encoder: EncoderInfo) -> Checkpoint:
+def open_parent(name: str, model: SarmConfig, encoder: EncoderInfo, num_cameras: int) -> Checkpoint:
     """The checkpoint to fine-tune.
 
     Raises:
@@ -50,6 +50,9 @@ def open_parent(name: str, model: SarmConfig, encoder: EncoderInfo) -> Checkpoin
         raise EncoderError(
             f"{name} was trained on features of {parent.sidecar.encoder}; give --encoder {parent.sidecar.encoder}"
         )
+    if parent.shape.num_cameras != num_cameras:
+        theirs = f"{parent.shape.num_cameras} ({name_list(parent.cameras)})"
+        raise CheckpointError(f"{name} has cameras {theirs}, this run {num_cameras}; give as many with --image-key")
     for size in ("hidden_dim", "num_heads", "num_layers", "max_state_dim", "image_dim", "text_dim"):
         own, theirs = getattr(model, size), getattr(parent.config, size)
         if own != theirs:

@@ -12,7 +12,7 @@ from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.rows import episode_texts, state_statistics
 from sarm_ray.errors import ConfigError, DatasetError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer
-from sarm_ray.model.encoder import EncoderInfo
+from sarm_ray.model.encoder import CLIP, EncoderInfo
 from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_ingest
 from sarm_ray.pipelines.inputs import check_statistics, choose_camera, open_encoder, select_episodes, state_width
 from sarm_ray.pipelines.runtime import Cluster
@@ -26,18 +26,23 @@ class TrainSource:
     """One dataset of a run.
 
     Args:
-        ingest: the features it needs.
+        cameras: the features it needs, of each camera in the model's order.
         window: the model's, at this dataset's frame rate.
         texts: N task texts, one per episode of the run.
         held_out: (N,) bool, which of those episodes are for validation.
         first_index: global index of the dataset's first frame, counted over all datasets.
     """
 
-    ingest: IngestPlan
+    cameras: tuple[IngestPlan, ...]
     window: Window
     texts: tuple[str, ...]
     held_out: np.ndarray
     first_index: int
+
+    @property
+    def ingest(self) -> IngestPlan:
+        """The first camera's; dataset, episodes and chunks are the same for all."""
+        return self.cameras[0]
 
     def episodes(self, held_out: bool, left_out: frozenset[int] = frozenset()) -> np.ndarray:
         """Episodes to train on or held-out ones, without those left out, as positions in the dataset's table: (N,) int64."""
@@ -79,9 +84,19 @@ class TrainPlan:
         return tuple(self.labels)
 
     @property
+    def num_cameras(self) -> int:
+        return len(self.sources[0].cameras)
+
+    @property
     def fps(self) -> float:
         """Of the first dataset; the others' windows are converted to it by time."""
         return float(self.sources[0].ingest.dataset.fps)
+
+    def strange_to_lerobot(self) -> list[str]:
+        """What LeRobot, which has one camera, one encoder and one window, knows nothing of; empty where it can score."""
+        strange = [f"{self.num_cameras} cameras"] if self.num_cameras > 1 else []
+        strange += [f"features of {self.encoder.name}"] if self.encoder.name != CLIP else []
+        return strange + (["a past window"] if self.sources[0].window.kind == "past" else [])
 
     def texts(self) -> list[str]:
         """The distinct task texts, sorted."""
@@ -89,12 +104,16 @@ class TrainPlan:
 
     def sidecar(self) -> Sidecar:
         """What a checkpoint of this run records beside LeRobot's files."""
+        cameras = [camera.camera for camera in self.sources[0].cameras]
+        if self.num_cameras == 1:  # each dataset may have its own name for it
+            cameras = sorted({source.ingest.camera for source in self.sources})
         return Sidecar(
             encoder=self.encoder.name,
             encoder_weights=self.encoder.weights,
             window=self.sources[0].window.kind,
             fps=self.fps,
-            image_keys=sorted({source.ingest.camera for source in self.sources}),
+            image_keys=cameras,
+            num_cameras=self.num_cameras,
             task_texts=self.texts(),
             data_fingerprint=self.fingerprint(),
         )
@@ -103,10 +122,12 @@ class TrainPlan:
         """Of everything that decides which samples step s sees: a resumed run must have the same."""
         digest = hashlib.sha256()
         for source in self.sources:
-            data = source.ingest
-            for values in (data.layout[data.rows], data.source[data.rows], source.held_out):
-                digest.update(values.tobytes())
-            digest.update(json.dumps([data.key.folder, repr(source.window), source.texts]).encode())
+            for camera in source.cameras:
+                for values in (camera.layout[camera.rows], camera.source[camera.rows]):
+                    digest.update(values.tobytes())
+                digest.update(camera.key.folder.encode())
+            digest.update(source.held_out.tobytes())
+            digest.update(json.dumps([repr(source.window), source.texts]).encode())
         for head, labels in self.labels.items():
             digest.update(json.dumps([head, labels.stages]).encode())
             for own in labels.segments:
@@ -134,7 +155,8 @@ def plan_training(config: TrainConfig, cluster: Cluster) -> TrainPlan:
     sources = _plan_sources(config, datasets, rows, encoder, cluster, notices)
     normalizer = _pool_statistics(datasets, config.state_key)
     model = model_config(config, labels, encoder, sources[0].ingest.camera)
-    init_from = None if config.init_from is None else open_parent(config.init_from, model, encoder)
+    num_cameras = len(sources[0].cameras)
+    init_from = None if config.init_from is None else open_parent(config.init_from, model, encoder, num_cameras)
     plan = TrainPlan(
         sources=sources,
         labels=labels,
@@ -244,16 +266,20 @@ def _plan_sources(
         fetch_files(dataset, own)
         gap = gap_in_frames(config.model.frame_gap, datasets[0].fps, dataset.fps)
         window = Window(config.model.n_obs_steps, gap, config.window)
-        ingest = plan_ingest(
-            dataset,
-            choose_camera(dataset, config.image_key),
-            encoder,
-            precision=encode,
-            dtype="float32" if config.precision == "fp32" else "float16",
-            rows=own,
-            stride=1,
-            window=window,
-            cache=config.cache,
+        keys = [choose_camera(dataset, key) for key in config.image_keys] or [choose_camera(dataset, None)]
+        cameras = tuple(
+            plan_ingest(
+                dataset,
+                key,
+                encoder,
+                precision=encode,
+                dtype="float32" if config.precision == "fp32" else "float16",
+                rows=own,
+                stride=1,
+                window=window,
+                cache=config.cache,
+            )
+            for key in keys
         )
         span = (window.n_obs_steps if config.window == "past" else window.n_obs_steps // 2) * gap
         short = int((dataset.length[own] <= span).sum())
@@ -264,7 +290,7 @@ def _plan_sources(
             )
         texts = tuple(episode_texts(dataset, own, config.task))
         held_out = _hold_out(config, len(own), number)
-        sources.append(TrainSource(ingest, window, texts, held_out, first_index))
+        sources.append(TrainSource(cameras, window, texts, held_out, first_index))
         first_index += int(dataset.length.sum())
     return tuple(sources)
 

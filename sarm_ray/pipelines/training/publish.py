@@ -42,7 +42,7 @@ def model_card(plan: TrainPlan, config: TrainConfig, report: TrainReport) -> str
     title = f"| held-out episodes, clean, step {report.best_validation.get('step', 0):,} | |"
     figures = "\n".join([title, "|---|---|", *rows]) if rows else "No episodes were held out."
     data = ", ".join(source.ingest.dataset.name for source in plan.sources)
-    cameras = ", ".join(sorted({source.ingest.camera for source in plan.sources}))
+    cameras = ", ".join(plan.sidecar().image_keys)
     model = plan.config
     return f"""---
 tags: [robotics, reward-model, sarm, lerobot]
@@ -55,7 +55,7 @@ Stage-aware progress of robot video, trained by sarm_ray {__version__} ({config.
 
 {heads}
 
-- camera {cameras}, state {config.state_key}, encoder {plan.encoder.name} (frozen)
+- {"cameras" if plan.num_cameras > 1 else "camera"} {cameras}, state {config.state_key}, encoder {plan.encoder.name} (frozen)
 - {plan.sources[0].window.kind} window, {model.n_obs_steps + 1} frames {model.frame_gap} apart at {plan.fps:g} fps
 - {report.steps:,} steps of {config.batch_size} samples, {report.num_episodes} episodes, {report.num_held_out} held out
 

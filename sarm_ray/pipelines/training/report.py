@@ -32,6 +32,7 @@ class TrainReport:
         training: metrics of the last interval.
         validation: metrics on the held-out frames at the end. best_figures: those of the best step.
         best_validation: the lowest mean progress MSE and its step.
+        strange_to_lerobot: why LeRobot cannot score with the checkpoint; empty where it can.
         baselines: head -> progress MSE of the best constant and of a linear probe from one frame.
         seconds: wall time per phase and in total.
         failures: chunks that could not be read; their episodes were left out.
@@ -49,6 +50,7 @@ class TrainReport:
     validation: dict[str, float]
     best_figures: dict[str, float]
     best_validation: dict[str, float]
+    strange_to_lerobot: list[str]
     baselines: dict[str, dict[str, float]]
     seconds: dict[str, float]
     failures: list[ChunkFailure]
@@ -74,8 +76,12 @@ def describe_plan(plan: TrainPlan, config: TrainConfig, cluster: Cluster) -> Non
     say(f"workers   {plan.num_workers} on {kind}, {under}; the cluster has {cluster.describe()}")
     for source in plan.sources:
         data = source.ingest
-        missing, needed = int(count_frames(data.missing).sum()), int(count_frames(data.needed).sum())
-        say(f"dataset   {data.dataset.name} (LeRobot {data.dataset.version}, {data.dataset.fps:g} fps), {data.camera}")
+        missing, needed = (
+            sum(int(count_frames(getattr(camera, name)).sum()) for camera in source.cameras)
+            for name in ("missing", "needed")
+        )
+        cameras = ", ".join(camera.camera for camera in source.cameras)
+        say(f"dataset   {data.dataset.name} (LeRobot {data.dataset.version}, {data.dataset.fps:g} fps), {cameras}")
         held = int(source.held_out.sum())
         num_frames = int(data.dataset.length[data.rows].sum())
         say(f"episodes  {len(data.rows) - held:,} to train on, {held:,} held out, {num_frames:,} frames")
@@ -200,6 +206,8 @@ def describe_report(report: TrainReport) -> str:
     if report.best is not None:
         best = report.best_validation
         lines.append(f"  best by validation: step {best['step']:,}, {best['progress_mse']:.5f}: {report.best}")
+    if report.strange_to_lerobot:
+        lines.append(f"  for sarm_ray alone, as LeRobot knows nothing of {name_list(report.strange_to_lerobot)}")
     if report.failures:
         episodes = name_list(map(str, sorted({failure.episode_index for failure in report.failures})))
         count = f"{len(report.failures)} chunks could not be read"

@@ -29,34 +29,36 @@ from sarm_ray.pipelines.training.data import TrainJob, batch_layout, batches_dat
 from sarm_ray.pipelines.training.group import rows_in_turn
 from sarm_ray.pipelines.training.job import make_job
 from sarm_ray.pipelines.training.plan import plan_training
-from tests.datasets import write_dataset
+from tests.datasets import CAMERA, write_dataset
 from tests.pipelines.runs import needs_parity
 from tests.pipelines.training.tiny import tiny_config
 
 pytestmark = [needs_parity, pytest.mark.timeout(1200)]
 
 LENGTHS = (50, 40, 30, 60)
+CAMERAS = [CAMERA, "observation.images.wrist"]
 BATCH = 12
 SEED = 1000
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> TrainJob:
-    """A real plan over a real store: 180 frames, the third episode without annotation."""
+    """A real plan over a real store: 180 frames of two cameras, the third episode without annotation."""
     folder = tmp_path_factory.mktemp("batches")
-    root = write_dataset(folder / "data", "v2.1", LENGTHS, annotated=True)
+    root = write_dataset(folder / "data", "v2.1", LENGTHS, annotated=True, cameras=CAMERAS)
     lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
     for name in [name for name in lines[2] if name.startswith("dense_")]:
         lines[2][name] = None
     (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = tiny_config(
-        folder / "run", folder / "c", dataset=str(root), batch_size=BATCH, val_fraction=0.0, model={"frame_gap": 5}
-    )
+        folder / "run", folder / "c", dataset=str(root), image_key=CAMERAS, batch_size=BATCH, val_fraction=0.0,
+        model={"frame_gap": 5},
+    )  # fmt: skip
     with connect(None) as cluster:
         plan = plan_training(config, cluster)
         folder.joinpath("run").mkdir()
         with stop_on_signal(str(folder / "run")) as stop:
-            assert ingest([source.ingest for source in plan.sources], cluster, stop, True).failures == [[]]
+            assert ingest([source.cameras for source in plan.sources], cluster, stop, True).failures == [[]]
     return make_job(plan, config, [frozenset()])
 
 
@@ -138,7 +140,18 @@ def planned_indices(job: TrainJob) -> dict[int, list[int]]:
 def test_what_is_in_a_batch(job):
     """Each sample of an epoch by itself, from the store, the rows and the annotation."""
     source, starts = job.sources[0], np.cumsum([0, *LENGTHS])
-    features = [read_chunk(source.ingest.store, job.indices[0], number)[0] for number in range(len(LENGTHS))]
+    features = [
+        np.concatenate(
+            [
+                read_chunk(camera.store, index, number)[0]
+                for camera, index in zip(source.cameras, job.indices[0], strict=True)
+            ],
+            axis=1,
+        )
+        for number in range(len(LENGTHS))
+    ]
+    assert [camera.camera for camera in source.cameras] == CAMERAS
+    assert not (features[0][:50, : features[0].shape[1] // 2] == features[0][:50, features[0].shape[1] // 2 :]).all()
     states = [read_rows(source.ingest.dataset, row, [job.state_key])[job.state_key] for row in range(len(LENGTHS))]
     phrases, unannotated = 0, 0
     for arrays in (each for steps in steps_of_two_epochs(job)[1:] for each in pool_arrays(job, steps)):
@@ -179,7 +192,7 @@ def test_what_is_in_a_batch(job):
                     assert not arrays[f"stage_{head}"][place].any()
                     assert not arrays[f"tau_{head}"][place].any()
                 else:
-                    stage, tau = episode_targets(labels.segments[0], row, labels.durations, LENGTHS[row])
+                    stage, tau = episode_targets(labels.segments[0], row, labels.durations[0], LENGTHS[row])
                     np.testing.assert_array_equal(arrays[f"stage_{head}"][place], stage[frames])
                     np.testing.assert_array_equal(arrays[f"tau_{head}"][place], tau[frames].astype(np.float32))
     assert 10 < phrases < 70  # about a fifth of 180

@@ -9,10 +9,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sarm_ray.config import ScoreConfig
+from sarm_ray.errors import CheckpointError
+from sarm_ray.pipelines.training.report import describe_report
+from tests.datasets import CAMERA, write_dataset
 from tests.pipelines.runs import CLIP_TINY, PARITY, needs_parity, read_progress, score_one
 from tests.pipelines.training.tiny import (
     DATASET,
@@ -51,10 +55,8 @@ def forget_after(folder: Path, step: int) -> None:
     for path in checkpoints.glob("0*"):
         if int(path.name) > step:
             shutil.rmtree(path)
-    (checkpoints / "last").unlink()
-    (checkpoints / "last").symlink_to(f"{step:06d}")
-    if not (checkpoints / "best").exists():
-        (checkpoints / "best").unlink(missing_ok=True)
+    for link in ("last", "best"):  # the kill came before they were made: a run that goes on mends them
+        (checkpoints / link).unlink(missing_ok=True)
     (folder / "summary.json").unlink()
 
 
@@ -108,6 +110,7 @@ def test_a_resumed_run_makes_the_same_bits(cache, tmp_path, monkeypatch):
     assert [line["step"] for line in looks[0]] == [2, 4, 6]
     assert (resumed.validation, resumed.best_validation) == (report.validation, report.best_validation)
     assert Path(resumed.best).resolve().parent.name == f"{report.best_validation['step']:06d}"
+    assert state_of(folder).facts["best_step"] == report.best_validation["step"]
     runs = [path.name.rsplit("-", 1)[1] for path in (folder / "wandb").glob("offline-run-*")]
     assert len(runs) == 2
     assert len(set(runs)) == 1
@@ -213,3 +216,31 @@ def test_a_resume_in_bfloat16_keeps_the_fp32_weights(cache, tmp_path):
     forget_after(folder, 2)
     train_here(folder, cache, **options, resume=True)
     assert_same_run(folder, straight, 0, 0)
+
+
+def test_two_cameras_in_one_model(cache, tmp_path):
+    """Trained, resumed, scored; LeRobot's config says nothing of the second camera, so the sidecar and the report do."""
+    cameras = [CAMERA, "observation.images.wrist"]
+    root = write_dataset(tmp_path / "set", "v3.0", (50, 40, 30), cameras=cameras, annotated=True)
+    options = {"dataset": str(root), "image_key": cameras, "model": {"frame_gap": 5}, "save_freq": 2, "window": "past"}
+    folder, straight = tmp_path / "run", tmp_path / "straight"
+    report = train_here(folder, cache, **options)
+    assert report.strange_to_lerobot == ["2 cameras", f"features of {CLIP_TINY}", "a past window"]
+    assert "for sarm_ray alone, as LeRobot knows nothing of 2 cameras, features of" in describe_report(report)
+    sidecar = json.loads((Path(report.last) / "sarm_ray.json").read_text())
+    assert (sidecar["num_cameras"], sidecar["image_keys"]) == (2, cameras)
+    assert json.loads((Path(report.last) / "config.json").read_text())["image_key"] == CAMERA
+    shutil.copytree(folder, straight, symlinks=True)
+    forget_after(folder, 2)
+    train_here(folder, cache, **options, resume=True)
+    assert_same_run(folder, straight, 0, 0)
+
+    config = ScoreConfig(
+        dataset=str(root), model=report.last, encoder=CLIP_TINY, cache=str(cache), num_visualizations=1,
+        output=str(tmp_path / "o.parquet"), head_mode="both",
+    )  # fmt: skip
+    scored = score_one(config)
+    assert (scored.num_decoded, scored.num_cached, scored.cameras) == (0, 240, cameras)
+    assert np.isfinite(read_progress(tmp_path / "o.parquet")["progress_dense"]).all()
+    with pytest.raises(CheckpointError, match=r"has cameras 2 \(.*\), this run 1; give as many with --image-key$"):
+        train_here(tmp_path / "tuned", cache, **{**options, "image_key": CAMERA}, init_from=report.last)

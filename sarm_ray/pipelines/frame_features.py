@@ -1,0 +1,38 @@
+"""Image features of some frames of an episode, out of the feature stores of one or several cameras."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sarm_ray.core.episodes import CHUNK_FRAMES
+from sarm_ray.pipelines.ingest_plan import IngestPlan
+
+ReadChunk = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+def frame_features(
+    cameras: Sequence[IngestPlan], row: int, frames: np.ndarray, read: ReadChunk
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of frames, the cameras side by side.
+
+    Args:
+        cameras: the plans of one dataset, in the order that the model takes them.
+        row: the episode, as its position in the dataset's table.
+        frames: (U,) int64, counted inside the episode.
+        read: camera's place and chunk -> values (CHUNK_FRAMES, D) and which are there (CHUNK_FRAMES,).
+
+    Returns:
+        (U, num_cameras * D) as stored, and (U,) bool, which frames every camera has; the others are 0 where one lacks.
+    """
+    width = cameras[0].store.feature_dim
+    features = np.zeros((len(frames), len(cameras) * width), dtype=cameras[0].store.dtype)
+    present = np.ones(len(frames), dtype=bool)
+    first_chunk = int(np.searchsorted(cameras[0].chunks.row, row))
+    for number in np.unique(frames // CHUNK_FRAMES).tolist():
+        inside = frames // CHUNK_FRAMES == number
+        offset = frames[inside] % CHUNK_FRAMES
+        for camera in range(len(cameras)):
+            values, there = read(camera, first_chunk + number)
+            features[inside, camera * width : (camera + 1) * width] = values[offset]
+            present[inside] &= there[offset]
+    return features, present
