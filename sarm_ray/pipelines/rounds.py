@@ -87,7 +87,8 @@ def stream_rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:
                     _raise_first(errors)
                     yield row
         except ray.exceptions.RayError as error:
-            raise cause_of(error) from error
+            _forget_frames(error)
+            raise cause_of(error) from None
         _raise_first(errors)
 
 
@@ -102,6 +103,7 @@ def _errors_of_blocks() -> Iterator[list[BaseException]]:
 
     def collect(record: logging.LogRecord) -> bool:
         if record.exc_info and record.exc_info[1] is not None:
+            _forget_frames(record.exc_info[1])
             errors.append(record.exc_info[1])
             return False
         return True
@@ -120,7 +122,6 @@ def _raise_first(errors: list[BaseException]) -> None:
     A task that failed because its input went with the node that had made it is no error of code either.
     """
     for error in errors:
-        _forget_frames(error)
         cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
         if isinstance(cause, UserCodeException) or not isinstance(cause, ray.exceptions.RayError):
             raise cause_of(error)
@@ -128,11 +129,18 @@ def _raise_first(errors: list[BaseException]) -> None:
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Take the traceback off an error and all that led to it: Ray Data's own frames, which would keep its actors alive."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
+    """Take the traceback off an error and all that led to it: Ray Data's own frames, which would keep its actors alive.
+
+    What was raised in another process has that one's traceback in its words.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        link = left.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            left += [link.__cause__, link.__context__]
 
 
 def cause_of(error: BaseException) -> BaseException:
