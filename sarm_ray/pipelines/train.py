@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util import placement_group, remove_placement_group
 
 from sarm_ray.config import dump_config
 from sarm_ray.console import say, tell
@@ -99,7 +100,6 @@ def _prepare(plan: TrainPlan, config: TrainConfig) -> None:
     remove_unfinished(config.output_dir)
     storage.remove_temporaries(config.output_dir)
     progress_io.remove_files(config.output_dir, MARKER_PREFIX)
-    mend_links(config.output_dir)
     resolved = replace(
         config,
         dataset=[source.ingest.dataset.repo_id or source.ingest.dataset.root for source in plan.sources],
@@ -187,6 +187,7 @@ def _train_to_the_end(
     failures, reached = 0, -1
     loop_job = _loop_job(job, held_out, plan, config, facts, stop)
     while True:
+        mend_links(config.output_dir)
         first_step = last_step(config.output_dir) or 0
         if first_step >= config.steps or stop.requested:
             return
@@ -288,20 +289,28 @@ def _left_out_before(config: TrainConfig, num_datasets: int) -> list[frozenset[i
 
 
 def _wait_for_workers(plan: TrainPlan, config: TrainConfig, quiet: bool) -> None:
-    """Wait until the cluster is large enough.
+    """Wait until the cluster is large enough, with a group of workers pending meanwhile, for which an autoscaler adds nodes.
 
     Raises:
         TrainingError: it is not, after `wait_s`.
     """
     kind, each = ("GPU", 1.0) if plan.use_gpu else ("CPU", resources_per_worker(False)["CPU"])
     needed = plan.num_workers * each
+    if ray.cluster_resources().get(kind, 0) >= needed:
+        return
+    unit = "GPUs" if plan.use_gpu else "CPU cores"
+    waiting = placement_group([{kind: each}] * plan.num_workers)
     deadline, told = time.monotonic() + config.wait_s, quiet
-    while (there := ray.cluster_resources().get(kind, 0)) < needed:
-        unit = "GPUs" if plan.use_gpu else "CPU cores"
-        lack = f"{plan.num_workers} training processes need as many {unit}, the cluster has {there:g}"
-        if time.monotonic() >= deadline:
-            raise TrainingError(f"{lack}, and after {config.wait_s:g} s no more came; add nodes or give --num-workers")
-        if not told:
-            tell([f"{lack}; waiting up to {config.wait_s:g} s for more"])
-            told = True
-        time.sleep(min(1.0, config.wait_s / 10 + 0.01))
+    try:
+        while (there := ray.cluster_resources().get(kind, 0)) < needed:
+            lack = f"{plan.num_workers} training processes need as many {unit}, the cluster has {there:g}"
+            if time.monotonic() >= deadline:
+                raise TrainingError(
+                    f"{lack}, and after {config.wait_s:g} s no more came; add nodes or give --num-workers"
+                )
+            if not told:
+                tell([f"{lack}; waiting up to {config.wait_s:g} s for more"])
+                told = True
+            time.sleep(min(1.0, config.wait_s / 10 + 0.01))
+    finally:
+        remove_placement_group(waiting)

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from sarm_ray import __version__
 from sarm_ray.data.hub import upload_to_hub
-from sarm_ray.errors import SarmRayError
+from sarm_ray.errors import SarmRayError, name_list
 from sarm_ray.pipelines.training.plan import TrainPlan
 from sarm_ray.pipelines.training.report import TrainReport
 from sarm_ray.train_config import TrainConfig
@@ -44,15 +44,17 @@ def model_card(plan: TrainPlan, config: TrainConfig, report: TrainReport) -> str
     data = ", ".join(source.ingest.dataset.name for source in plan.sources)
     cameras = ", ".join(plan.sidecar().image_keys)
     model = plan.config
+    strange = report.strange_to_lerobot
+    alone = f"\nFor sarm_ray alone: LeRobot knows nothing of {name_list(strange)}.\n" if strange else ""
     return f"""---
-tags: [robotics, reward-model, sarm, lerobot]
+tags: [robotics, reward-model, sarm{"" if strange else ", lerobot"}]
 library_name: sarm_ray
 ---
 
 # SARM reward model
 
 Stage-aware progress of robot video, trained by sarm_ray {__version__} ({config.annotation_mode}) on {data}.
-
+{alone}
 {heads}
 
 - {"cameras" if plan.num_cameras > 1 else "camera"} {cameras}, state {config.state_key}, encoder {plan.encoder.name} (frozen)

@@ -90,13 +90,13 @@ def test_from_two_processes_on_stage_1_to_one_on_stage_2(alone, cache, tmp_path)
 
 
 def test_a_resumed_run_makes_the_same_bits(cache, tmp_path, monkeypatch):
-    """With dropout; the metrics hold each step once, and wandb has one run."""
+    """40 steps are 20 and 20 more, with dropout; the metrics hold each step once, and wandb has one run."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    options = {"steps": 6, "eval_freq": 2, "save_freq": 3, "keep": 9, "wandb_project": "sarm-test"}
+    options = {"steps": 40, "eval_freq": 10, "save_freq": 20, "keep": 9, "wandb_project": "sarm-test"}
     report = train_here(folder, cache, **options)
     shutil.copytree(folder, straight, symlinks=True)
-    forget_after(folder, 3)
+    forget_after(folder, 20)
     resumed = train_here(folder, cache, **options, resume=True)
     assert_same_run(folder, straight, 0, 0)
     ours, theirs = state_of(folder), state_of(straight)
@@ -104,10 +104,10 @@ def test_a_resumed_run_makes_the_same_bits(cache, tmp_path, monkeypatch):
         for name, tensor in getattr(ours, group).items():
             assert torch.equal(tensor, getattr(theirs, group)[name]), name
     assert ours.facts == theirs.facts
-    assert list(curve(folder)) == [1, 2, 3, 4, 5, 6]
+    assert list(curve(folder)) == list(range(1, 41))
     looks = [[line for line in metrics_of(each) if "validation" in line] for each in (folder, straight)]
     assert looks[0] == looks[1]
-    assert [line["step"] for line in looks[0]] == [2, 4, 6]
+    assert [line["step"] for line in looks[0]] == [10, 20, 30, 40]
     assert (resumed.validation, resumed.best_validation) == (report.validation, report.best_validation)
     assert Path(resumed.best).resolve().parent.name == f"{report.best_validation['step']:06d}"
     assert state_of(folder).facts["best_step"] == report.best_validation["step"]
@@ -225,7 +225,11 @@ def test_two_cameras_in_one_model(cache, tmp_path):
     options = {"dataset": str(root), "image_key": cameras, "model": {"frame_gap": 5}, "save_freq": 2, "window": "past"}
     folder, straight = tmp_path / "run", tmp_path / "straight"
     report = train_here(folder, cache, **options)
-    assert report.strange_to_lerobot == ["2 cameras", f"features of {CLIP_TINY}", "a past window"]
+    assert report.strange_to_lerobot == [
+        "2 cameras",
+        f"features of {CLIP_TINY} (if that is no copy of openai/clip-vit-base-patch32)",
+        "a past window",
+    ]
     assert "for sarm_ray alone, as LeRobot knows nothing of 2 cameras, features of" in describe_report(report)
     sidecar = json.loads((Path(report.last) / "sarm_ray.json").read_text())
     assert (sidecar["num_cameras"], sidecar["image_keys"]) == (2, cameras)

@@ -2,15 +2,20 @@
 the same: an episode shorter than a window, and one that cannot be read.
 """
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from tests.datasets import CAMERA, DENSE_STAGES, SPARSE_STAGES, write_dataset
 from tests.pipelines.broken import half, overwrite, put_states, v21_data
+from tests.pipelines.crashes import wait_until
 from tests.pipelines.runs import CLIP_TINY, needs_parity, run_here
 
 pytestmark = [needs_parity, pytest.mark.timeout(1200)]
@@ -191,3 +196,31 @@ def test_a_short_episode_trains_and_a_broken_one_is_left_out(tmp_path):
         )
     again = run_here("train", "--config", where / "config.yaml", "--allow-failures", 1)
     assert again.exit_code == 0, again.output
+
+
+def test_a_cluster_that_is_too_small_is_asked_to_grow(plain, tmp_path):
+    """What waits is what an autoscaler goes by; it is taken back when the run gives up."""
+    before = set(ray.util.placement_group_table())
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "sarm_ray",
+            *map(str, arguments(tmp_path, plain, "--num-workers", 4, "--set", "wait_s=6")),
+        ],
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def asked() -> list[dict]:
+        return [own for name, own in ray.util.placement_group_table().items() if name not in before]
+
+    wait_until(asked, process)
+    (group,) = asked()
+    assert (group["state"], list(group["bundles"].values())) == ("PENDING", [{"CPU": 0.9}] * 4)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "the cluster has 2; waiting up to 6 s for more\n" in said
+    (group,) = asked()
+    assert group["state"] == "REMOVED"
