@@ -72,7 +72,7 @@ def one_or_several(given: Sequence[str]) -> str | list[str] | None:
     "--video-key",
     metavar="K",
     multiple=True,
-    help="Camera; once for each that the model takes, in order.",
+    help="Camera; default the model's. Repeat it for a model of several.",
 )
 @click.option("--state-key", metavar="K", help="State feature; default the checkpoint's.")
 @click.option("--task", metavar="TEXT", help="Task text for all episodes instead of their own.")

@@ -139,6 +139,8 @@ def encode_pipeline(
     jobs = pa.concat_tables(jobs_by_dataset).combine_chunks()
     info, precision = plans[0].encoder, plans[0].key.precision
     chunk_frames = max(int(count_frames(plan.missing).max(initial=0)) for plan in plans)
+    own = [todo[todo[:, 0] == number, 1] for number in range(len(plans))]
+    num_spanned = sum(int((plan.chunks.stop - plan.chunks.start)[o].sum()) for plan, o in zip(plans, own, strict=True))
     num_frames = sum(int(count_frames(plan.missing[todo[todo[:, 0] == n, 1]]).sum()) for n, plan in enumerate(plans))
     frame_bytes = 3 * info.image_size**2
     encoder = {"info": info, "precision": precision, "dtype": plans[0].store.dtype, "device": cluster.device}
@@ -151,7 +153,7 @@ def encode_pipeline(
             batch_size=1,
             fn_kwargs={"stop_marker": stop_marker},
             **ARROW,
-            **decode_options(cluster, jobs.num_rows, num_frames),
+            **decode_options(cluster, jobs.num_rows, num_spanned),
         )
         .map_batches(
             FrameEncoder,

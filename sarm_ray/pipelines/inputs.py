@@ -44,25 +44,33 @@ def select_episodes(selection: str | None, dataset: Dataset) -> np.ndarray:
         raise ConfigError(f"{dataset.name}: {error}") from error
 
 
-def choose_cameras(dataset: Dataset, wanted: Sequence[str], checkpoint: Checkpoint) -> tuple[str, ...]:
+def choose_cameras(
+    dataset: Dataset, wanted: Sequence[str], checkpoint: Checkpoint, notices: list[str]
+) -> tuple[str, ...]:
     """As many cameras as a model takes: the given ones, else those it was trained on; see `choose_camera` for one.
 
     Raises:
         DatasetError: too few or too many, or one that is not there.
     """
     num_cameras, trained = checkpoint.shape.num_cameras, checkpoint.cameras
-    if len(wanted) != num_cameras and (wanted or num_cameras > 1):
-        takes = f"{checkpoint.name} takes {num_cameras} camera{'s' if num_cameras > 1 else ''} ({name_list(trained)})"
-        absent = [camera for camera in trained if camera not in dataset.cameras or not has_files(dataset, camera)]
-        if wanted:
-            raise DatasetError(f"{takes}, --image-key gives {len(wanted)}: {name_list(wanted)}")
-        if absent:
-            there = name_list(dataset.cameras)
-            raise DatasetError(f"{dataset.name}: {takes}; the dataset has {there}; name {num_cameras} with --image-key")
-        return tuple(trained)
-    if num_cameras == 1:
+    if num_cameras == 1 and len(wanted) < 2:
         return (choose_camera(dataset, wanted[0] if wanted else None, trained),)
-    return tuple(choose_camera(dataset, camera) for camera in wanted)
+    takes = f"{checkpoint.name} takes {num_cameras} camera{'s' if num_cameras > 1 else ''} ({name_list(trained)})"
+    if wanted and len(wanted) != num_cameras:
+        raise DatasetError(f"{takes}, --image-key gives {len(wanted)}: {name_list(wanted)}")
+    if not wanted and not set(trained) <= set(dataset.cameras):
+        there = name_list(dataset.cameras)
+        raise DatasetError(f"{dataset.name}: {takes}; the dataset has {there}; name {num_cameras} with --image-key")
+    notices += notice_of_order(wanted, checkpoint)
+    return tuple(choose_camera(dataset, camera) for camera in wanted or trained)
+
+
+def notice_of_order(wanted: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+    """A notice where the cameras are those of a model in another order: it tells them apart by that alone."""
+    trained = checkpoint.cameras
+    if sorted(wanted) != sorted(trained) or list(wanted) == trained:
+        return []
+    return [f"{checkpoint.name} was trained on {name_list(trained)}, in this order; --image-key gives another"]
 
 
 def choose_camera(dataset: Dataset, wanted: str | None, trained: Sequence[str] = ()) -> str:

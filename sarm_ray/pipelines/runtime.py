@@ -38,7 +38,6 @@ ARROW: dict[str, Any] = {"batch_format": "pyarrow"}
 # and the small tasks around them (decode, commit) are scheduled on that.
 CPU_ACTOR_SHARE = 0.9
 SMALL_TASK_SHARE = 0.04
-FRAMES_PER_PROCESS = 2 * CHUNK_FRAMES
 
 # map_batches arguments: one attempt. Actors that died are replaced, what they were working on is not repeated (rounds.py).
 # Ray 2.60 calls such keyword arguments deprecated, to be gone in 2.64, and has no others for it.
@@ -106,8 +105,8 @@ def connect(address: str | None) -> Iterator[Cluster]:
 
 
 def processes_for(num_frames: int) -> int:
-    """The most processes that pay: one takes seconds to start, in which another does hundreds of frames."""
-    return -(-num_frames // FRAMES_PER_PROCESS)
+    """The most processes that pay: one takes 3 to 7 seconds to start, in which another does about a whole chunk."""
+    return -(-num_frames // CHUNK_FRAMES)
 
 
 def actor_options(cluster: Cluster, num_jobs: int, num_frames: int, alone: bool = False) -> dict[str, Any]:
@@ -127,8 +126,8 @@ def actor_options(cluster: Cluster, num_jobs: int, num_frames: int, alone: bool 
 def decode_options(cluster: Cluster, num_jobs: int, num_frames: int) -> dict[str, Any]:
     """map_batches arguments of the decode tasks, unlike the actors' so that Ray does not fuse the two into one operator.
 
-    With GPUs a decoder has a core of its own. Without, there is one per core beside the networks; those take 3 to 20 times
-    as long per frame, so the decoders mostly wait for them.
+    With GPUs a decoder has a core of its own. Without, there is at most one per core beside the networks; those take 3 to 20
+    times as long per frame, so the decoders mostly wait for them. `num_frames`: that the chunks span, needed or not.
     """
     if cluster.num_gpus:
         return {"num_cpus": 1, **ONE_TASK_ATTEMPT}

@@ -157,7 +157,7 @@ def _plan_score(
     notices: list[str],
 ) -> ScorePlan:
     notices += dataset.notices
-    keys = choose_cameras(dataset, config.image_keys, checkpoint)
+    keys = choose_cameras(dataset, config.image_keys, checkpoint, notices)
     empty = [key for key in dataset.cameras if key not in keys and not has_files(dataset, key)]
     if empty:
         declared = f"meta/info.json declares {name_list(empty)}, of which there are no files"

@@ -57,7 +57,7 @@ class ScoreReport:
         floor_s: what the same work takes at least on this hardware, if no worker ever waits and nothing else costs time.
         floor_ratio: floor_s over the total.
         bottleneck: the stage that the others waited for.
-        bottleneck_busy: share of its phase for which that stage's workers were busy.
+        bottleneck_busy: share of its phase for which the cluster's cores or GPUs were busy with that stage.
         spilled_bytes: what the object stores wrote to disk for want of memory.
         peak_rss_bytes: of the driver.
     """

@@ -211,8 +211,9 @@ def test_two_cameras_are_two_vision_streams(tmp_path, encoder, capfd):
         np.testing.assert_array_equal(read_progress(output)[f"progress_{head}"], theirs[head])
     resolved = load_config(ScoreConfig, f"{output}.run/config.yaml", {})
     assert resolved.image_key == cameras
-    swapped = replace(resolved, image_key=cameras[::-1], output=str(tmp_path / "swapped.parquet"))
-    assert score_one(swapped).num_cached == 696
+    swapped = score_one(replace(resolved, image_key=cameras[::-1], output=str(tmp_path / "swapped.parquet")))
+    assert swapped.num_cached == 696
+    assert f"{model} was trained on {', '.join(cameras)}, in this order; --image-key gives another" in swapped.notices
     assert (read_progress(tmp_path / "swapped.parquet")["progress_dense"] != theirs["dense"]).mean() > 0.5
 
     (Path(root) / f"videos/chunk-000/{cameras[1]}/episode_000001.mp4").write_bytes(b"")
@@ -222,3 +223,10 @@ def test_two_cameras_are_two_vision_streams(tmp_path, encoder, capfd):
     expected = theirs["dense"].copy()
     expected[1:41] = np.nan
     np.testing.assert_array_equal(read_progress(output)["progress_dense"], expected)
+
+    shutil.rmtree(f"{root}/videos")
+    (Path(root) / "videos").mkdir()
+    again = replace(config, cache=str(cache), overwrite=True)
+    with pytest.raises(SarmRayError, match=f"camera {cameras[1]} has no files under"):
+        score_one(again)  # that of the file which was put in the place of another is not in the store
+    assert score_one(replace(again, episodes="0,2:4")).num_cached == 2 * 308

@@ -158,7 +158,9 @@ def _segments(dataset: Dataset, own: Annotations, stages: tuple[str, ...]) -> Se
 
 
 def _pool(segments: Sequence[Segments], rows: Sequence[np.ndarray], speeds: Sequence[float]) -> Segments:
-    """The segments of the chosen episodes of all datasets, in frames of the first one: (K,) frame rates relative to its."""
+    """The segments of the chosen episodes of all datasets, in frames of the first one, and parts of such: start and end are
+    float64. `speeds`: frame rates relative to the first one's.
+    """
     kept = [np.isin(each.row, own) for each, own in zip(segments, rows, strict=True)]
     counts = [np.bincount(each.row[keep], minlength=1) for each, keep in zip(segments, kept, strict=True)]
     counts = [count[count > 0] for count in counts]

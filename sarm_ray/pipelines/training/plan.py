@@ -14,7 +14,14 @@ from sarm_ray.errors import ConfigError, DatasetError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer
 from sarm_ray.model.encoder import CLIP, EncoderInfo
 from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_ingest
-from sarm_ray.pipelines.inputs import check_statistics, choose_camera, open_encoder, select_episodes, state_width
+from sarm_ray.pipelines.inputs import (
+    check_statistics,
+    choose_camera,
+    notice_of_order,
+    open_encoder,
+    select_episodes,
+    state_width,
+)
 from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.training.labels import HeadLabels, read_labels
 from sarm_ray.pipelines.training.networks import model_config, open_parent
@@ -95,7 +102,9 @@ class TrainPlan:
     def strange_to_lerobot(self) -> list[str]:
         """What LeRobot, which has one camera, one encoder and one window, knows nothing of; empty where it can score."""
         strange = [f"{self.num_cameras} cameras"] if self.num_cameras > 1 else []
-        strange += [f"features of {self.encoder.name}"] if self.encoder.name != CLIP else []
+        if self.encoder.name != CLIP:
+            copy = f" (if that is no copy of {CLIP})" if self.encoder.kind == "clip" else ""
+            strange.append(f"features of {self.encoder.name}{copy}")
         return strange + (["a past window"] if self.sources[0].window.kind == "past" else [])
 
     def texts(self) -> list[str]:
@@ -157,6 +166,8 @@ def plan_training(config: TrainConfig, cluster: Cluster) -> TrainPlan:
     model = model_config(config, labels, encoder, sources[0].ingest.camera)
     num_cameras = len(sources[0].cameras)
     init_from = None if config.init_from is None else open_parent(config.init_from, model, encoder, num_cameras)
+    if init_from is not None and num_cameras > 1:
+        notices += notice_of_order(config.image_keys, init_from)
     plan = TrainPlan(
         sources=sources,
         labels=labels,
