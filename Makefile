@@ -13,7 +13,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	touch $@
 
 test: venv
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 lint: venv
 	$(BIN)/ruff check .
