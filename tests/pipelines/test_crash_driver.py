@@ -45,7 +45,7 @@ def seconds(undisturbed, tmp_path_factory) -> dict[bool, float]:
         return {True: undisturbed.seconds, False: time.monotonic() - began}
 
 
-@pytest.mark.parametrize(("fraction", "own_ray"), zip(FRACTIONS, [True] * 2 + [False] * 8, strict=True))
+@pytest.mark.parametrize(("fraction", "own_ray"), list(zip(FRACTIONS, [True] * 2 + [False] * 8, strict=True)))
 def test_killed_at_a_random_time(undisturbed, seconds, tmp_path, fraction, own_ray):
     with started(tmp_path, own_ray=own_ray) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
