@@ -132,16 +132,15 @@ def encode_pipeline(
     plans: Sequence[IngestPlan], cluster: Cluster, todo: np.ndarray, stop_marker: str, alone: bool = False
 ) -> ray.data.Dataset:
     """The chain. Rows in: plan_jobs; rows out: dataset, chunk, num_frames, error, message, decode_s, encode_s."""
-    jobs_by_dataset = [
-        plan_jobs(plan, todo[todo[:, 0] == number, 1], number, 1 if alone else JOB_CHUNKS)
-        for number, plan in enumerate(plans)
+    todo_by_plan = [(plan, todo[todo[:, 0] == number, 1]) for number, plan in enumerate(plans)]
+    jobs_by_plan = [
+        plan_jobs(plan, own, number, 1 if alone else JOB_CHUNKS) for number, (plan, own) in enumerate(todo_by_plan)
     ]
-    jobs = pa.concat_tables(jobs_by_dataset).combine_chunks()
+    jobs = pa.concat_tables(jobs_by_plan).combine_chunks()
     info, precision = plans[0].encoder, plans[0].key.precision
     chunk_frames = max(int(count_frames(plan.missing).max(initial=0)) for plan in plans)
-    own = [todo[todo[:, 0] == number, 1] for number in range(len(plans))]
-    num_spanned = sum(int((plan.chunks.stop - plan.chunks.start)[o].sum()) for plan, o in zip(plans, own, strict=True))
-    num_frames = sum(int(count_frames(plan.missing[todo[todo[:, 0] == n, 1]]).sum()) for n, plan in enumerate(plans))
+    num_spanned = sum(int((plan.chunks.stop - plan.chunks.start)[own].sum()) for plan, own in todo_by_plan)
+    num_frames = sum(int(count_frames(plan.missing[own]).sum()) for plan, own in todo_by_plan)
     frame_bytes = 3 * info.image_size**2
     encoder = {"info": info, "precision": precision, "dtype": plans[0].store.dtype, "device": cluster.device}
     return (

@@ -125,6 +125,23 @@ def plan_ingest(
     return IngestPlan(dataset, camera, encoder, key, store, rows, chunks, needed, missing, layout, source)
 
 
+def plan_cameras(
+    dataset: Dataset,
+    cameras: Sequence[str],
+    encoder: EncoderInfo,
+    precision: str,
+    dtype: str,
+    rows: np.ndarray,
+    stride: int,
+    window: Window,
+    cache: str | None,
+) -> tuple[IngestPlan, ...]:
+    """`plan_ingest` of each of several cameras, in their order."""
+    return tuple(
+        plan_ingest(dataset, camera, encoder, precision, dtype, rows, stride, window, cache) for camera in cameras
+    )
+
+
 def chunk_list(chunks_by_dataset: Sequence[np.ndarray]) -> np.ndarray:
     """Chunks of several datasets as one array: K x (C_k,) int64 -> (N, 2) int64 of dataset and chunk."""
     pairs = [np.stack([np.full(len(own), number), own], axis=1) for number, own in enumerate(chunks_by_dataset)]

@@ -28,7 +28,7 @@ from sarm_ray.errors import (
 )
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer, open_checkpoint
 from sarm_ray.model.encoder import EncoderInfo
-from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_ingest
+from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_cameras
 from sarm_ray.pipelines.inputs import (
     choose_cameras,
     choose_encoder,
@@ -168,19 +168,16 @@ def _plan_score(
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
     window = replace(choose_window(dataset, checkpoint, notices), live=config.live)
     precision = config.precision if config.precision != "auto" else ("bf16" if cluster.bf16 else "fp32")
-    cameras = tuple(
-        plan_ingest(
-            dataset,
-            key,
-            encoder,
-            precision=precision if encoder.bf16 else "fp32",
-            dtype="float32" if config.precision == "fp32" else "float16",
-            rows=rows,
-            stride=config.stride,
-            window=window,
-            cache=config.cache,
-        )
-        for key in keys
+    cameras = plan_cameras(
+        dataset,
+        keys,
+        encoder,
+        precision=precision if encoder.bf16 else "fp32",
+        dtype="float32" if config.precision == "fp32" else "float16",
+        rows=rows,
+        stride=config.stride,
+        window=window,
+        cache=config.cache,
     )
     for camera in cameras:
         _check_sources(camera, notices)

@@ -13,7 +13,7 @@ from sarm_ray.data.rows import episode_texts, state_statistics
 from sarm_ray.errors import ConfigError, DatasetError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer
 from sarm_ray.model.encoder import CLIP, EncoderInfo
-from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_ingest
+from sarm_ray.pipelines.ingest_plan import IngestPlan, plan_cameras
 from sarm_ray.pipelines.inputs import (
     check_statistics,
     choose_camera,
@@ -25,6 +25,7 @@ from sarm_ray.pipelines.inputs import (
 from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.training.labels import HeadLabels, read_labels
 from sarm_ray.pipelines.training.networks import model_config, open_parent
+from sarm_ray.pipelines.training.workers import choose_precision, choose_stage, choose_workers
 from sarm_ray.train_config import TrainConfig
 
 
@@ -152,7 +153,7 @@ def plan_training(config: TrainConfig, cluster: Cluster) -> TrainPlan:
         SarmRayError: naming what does not exist or does not fit, and the way out.
     """
     notices: list[str] = []
-    num_workers, use_gpu = _choose_workers(config, cluster)
+    num_workers, use_gpu = choose_workers(config, cluster)
     datasets = [open_dataset(name, config.revision) for name in config.datasets]
     for dataset in datasets:
         notices += dataset.notices
@@ -203,48 +204,6 @@ def training_lengths(plan: TrainPlan, left_out: Sequence[frozenset[int]]) -> tup
     return np.concatenate(pairs), np.concatenate(lengths)
 
 
-def choose_precision(wanted: str, cluster: Cluster, use_gpu: bool) -> str:
-    """fp32 or bf16. CPUs train in fp32 unless told otherwise: there bfloat16 gains little and costs digits."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if use_gpu and cluster.bf16 else "fp32"
-
-
-def choose_stage(wanted: int | None, num_workers: int, precision: str) -> int:
-    """The ZeRO stage. One process has nobody to share with, but bfloat16 needs stage 1, which keeps the fp32 weights.
-
-    Raises:
-        ConfigError: stage 0 in bf16.
-    """
-    if wanted == 0 and precision == "bf16":
-        raise ConfigError(
-            "--deepspeed-stage 0 trains in fp32 alone; take stage 1 or more for bf16, or --precision fp32"
-        )
-    if wanted is None:
-        return 0 if num_workers == 1 and precision == "fp32" else 1
-    return wanted
-
-
-def _choose_workers(config: TrainConfig, cluster: Cluster) -> tuple[int, bool]:
-    use_gpu = cluster.num_gpus > 0 if config.use_gpu is None else config.use_gpu
-    num_workers = config.num_workers or (max(cluster.num_gpus, 1) if use_gpu else 1)
-    passes = num_workers * config.gradient_accumulation_steps
-    if config.batch_size % passes:
-        divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]
-        near = sorted(sorted(divisors, key=lambda n: abs(n - passes))[:3])
-        accumulated = config.gradient_accumulation_steps > 1
-        what = (
-            f"{num_workers} workers x {config.gradient_accumulation_steps} passes"
-            if accumulated
-            else f"{num_workers} workers"
-        )
-        raise ConfigError(
-            f"{what} do not divide the batch of {config.batch_size}; {name_list(map(str, near))} would, or choose another "
-            "--batch-size"
-        )
-    return num_workers, use_gpu
-
-
 def _labelled_rows(
     datasets: Sequence[Dataset], rows: Sequence[np.ndarray], labels: dict[str, HeadLabels], notices: list[str]
 ) -> list[np.ndarray]:
@@ -278,19 +237,16 @@ def _plan_sources(
         gap = gap_in_frames(config.model.frame_gap, datasets[0].fps, dataset.fps)
         window = Window(config.model.n_obs_steps, gap, config.window)
         keys = [choose_camera(dataset, key) for key in config.image_keys] or [choose_camera(dataset, None)]
-        cameras = tuple(
-            plan_ingest(
-                dataset,
-                key,
-                encoder,
-                precision=encode,
-                dtype="float32" if config.precision == "fp32" else "float16",
-                rows=own,
-                stride=1,
-                window=window,
-                cache=config.cache,
-            )
-            for key in keys
+        cameras = plan_cameras(
+            dataset,
+            keys,
+            encoder,
+            precision=encode,
+            dtype="float32" if config.precision == "fp32" else "float16",
+            rows=own,
+            stride=1,
+            window=window,
+            cache=config.cache,
         )
         span = (window.n_obs_steps if config.window == "past" else window.n_obs_steps // 2) * gap
         short = int((dataset.length[own] <= span).sum())
