@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from sarm_ray.config import ScoreConfig, dump_config, load_config
+from sarm_ray.config.loading import dump_config, load_config
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.errors import ConfigError
 
 

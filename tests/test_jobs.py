@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sarm_ray.config import ScoreConfig, load_config
-from sarm_ray.train_config import TrainConfig
+from sarm_ray.config.loading import load_config
+from sarm_ray.config.score import ScoreConfig
+from sarm_ray.config.train import TrainConfig
 
 JOBS = Path(__file__).parents[1] / "jobs"
 

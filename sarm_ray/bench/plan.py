@@ -13,7 +13,7 @@ import torch
 
 from sarm_ray.bench import many_episodes
 from sarm_ray.bench.measure import Figures, compare, describe_hardware, measure
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.episodes import plan_chunks
 from sarm_ray.core.windows import bitmaps_by_length, computed_mask, needed_frames
 from sarm_ray.data.features import fingerprint_sources, held_frames

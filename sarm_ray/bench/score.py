@@ -14,7 +14,7 @@ import numpy as np
 
 from sarm_ray.bench import synthetic
 from sarm_ray.bench.measure import CpuMeter, Figures, describe_hardware, measure, one_torch_thread
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.windows import window_slots
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.data.video import FrameRequest, read_frames

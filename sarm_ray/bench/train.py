@@ -16,6 +16,7 @@ import torch
 
 from sarm_ray.bench import synthetic
 from sarm_ray.bench.measure import Figures, describe_hardware, measure, one_torch_thread
+from sarm_ray.config.train import ModelOptions, TrainConfig
 from sarm_ray.core.episodes import frames_of
 from sarm_ray.data.features import SCHEMA, write_part
 from sarm_ray.model.training import make_optimizer, new_model, sarm_loss, trainable_parameters
@@ -23,7 +24,6 @@ from sarm_ray.pipelines.ingest_plan import IngestPlan
 from sarm_ray.pipelines.runtime import connect
 from sarm_ray.pipelines.train import train
 from sarm_ray.pipelines.training.plan import TrainPlan, plan_training
-from sarm_ray.train_config import ModelOptions, TrainConfig
 
 LEROBOT_SAMPLES_PER_S = "0.1 to 0.37"
 NUM_FRAMES, EPISODE_FRAMES = 2048, 512

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.console import say, tell
 from sarm_ray.core.episodes import count_frames
 from sarm_ray.data import progress_io, storage

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sarm_ray import __version__
-from sarm_ray.config import ScoreConfig, dump_config
+from sarm_ray.config.loading import dump_config
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.episodes import count_frames
 from sarm_ray.core.windows import (
     Window,

@@ -17,7 +17,8 @@ from typing import Any
 import ray
 from ray.util import placement_group, remove_placement_group
 
-from sarm_ray.config import dump_config
+from sarm_ray.config.loading import dump_config
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.console import say, tell
 from sarm_ray.core.order import plan_steps
 from sarm_ray.data import progress_io, storage
@@ -61,7 +62,6 @@ from sarm_ray.pipelines.training.report import (
     read_metrics,
     wandb_id,
 )
-from sarm_ray.train_config import TrainConfig
 
 
 def train(config: TrainConfig, quiet: bool = False) -> TrainReport:

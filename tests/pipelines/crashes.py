@@ -18,7 +18,7 @@ import ray
 from click.testing import CliRunner, Result
 
 from sarm_ray.cli import main
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.episodes import frames_of
 from sarm_ray.errors import OutputExistsError
 from tests.pipelines.runs import (

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sarm_ray.cli import main
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.pipelines.score import score
 from sarm_ray.pipelines.score_report import DatasetReport
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.windows import Window, computed_frames, needed_frames, window_slots
 from sarm_ray.errors import SarmRayError
 from sarm_ray.pipelines.score import score

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sarm_ray.config import ScoreConfig, load_config
+from sarm_ray.config.loading import load_config
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.windows import Window
 from sarm_ray.errors import SarmRayError
 from sarm_ray.model.encoder import EFFICIENTNET

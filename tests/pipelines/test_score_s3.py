@@ -13,7 +13,8 @@ import ray
 from click.testing import CliRunner
 
 from sarm_ray.cli import main
-from sarm_ray.config import ScoreConfig, load_config
+from sarm_ray.config.loading import load_config
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.episodes import frames_of
 from sarm_ray.errors import DatasetError, StoreError, StoreInterruptedError
 from sarm_ray.model.encoder import EFFICIENTNET, describe_encoder

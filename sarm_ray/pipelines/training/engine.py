@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from sarm_ray.config.train import OptimizerOptions
 from sarm_ray.model.sarm import Sarm
 from sarm_ray.model.training import TrainingModel, make_optimizer, trainable_parameters
 from sarm_ray.model.training_state import GROUPS, TrainingState, adam_moments, restore_adam
-from sarm_ray.train_config import OptimizerOptions
 
 MOMENTS = GROUPS[1:]
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import ray
 
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.console import tell
 from sarm_ray.core.augment import Augmentation
 from sarm_ray.core.phrases import random_phrases
@@ -19,7 +20,6 @@ from sarm_ray.pipelines.runtime import call_aside
 from sarm_ray.pipelines.training.data import TrainJob, check_rows_task
 from sarm_ray.pipelines.training.plan import TrainPlan, training_lengths
 from sarm_ray.pipelines.training.validation import hold_out_task
-from sarm_ray.train_config import TrainConfig
 
 NUM_PHRASES = 256
 ROWS_PER_CHECK = 256

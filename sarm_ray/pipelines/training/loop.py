@@ -20,6 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.errors import TrainingError
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer, sarm_shape
 from sarm_ray.model.checkpoint_writer import save_checkpoint
@@ -32,7 +33,6 @@ from sarm_ray.pipelines.training.checkpoints import PRETRAINED, STATE, last_step
 from sarm_ray.pipelines.training.data import unpack_row
 from sarm_ray.pipelines.training.engine import Engine, gather_state, start_engine, take_step, whole_model
 from sarm_ray.pipelines.training.validation import HeldOut, evaluate
-from sarm_ray.train_config import TrainConfig
 
 METRICS_FILE = "metrics.jsonl"
 BEST_METRIC = "offline_{head}_progress_mse"

@@ -1,11 +1,11 @@
 """The networks of a run: the config of the model that comes out, and the checkpoint it starts from."""
 
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.errors import CheckpointError, EncoderError, name_list
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, open_checkpoint
 from sarm_ray.model.encoder import EncoderInfo
 from sarm_ray.pipelines.inputs import model_folder
 from sarm_ray.pipelines.training.labels import HeadLabels
-from sarm_ray.train_config import TrainConfig
 
 
 def model_config(config: TrainConfig, labels: dict[str, HeadLabels], encoder: EncoderInfo, camera: str) -> SarmConfig:

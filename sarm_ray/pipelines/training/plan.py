@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.core.windows import Window, gap_in_frames
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.rows import episode_texts, state_statistics
@@ -26,7 +27,6 @@ from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.training.labels import HeadLabels, read_labels
 from sarm_ray.pipelines.training.networks import model_config, open_parent
 from sarm_ray.pipelines.training.workers import choose_precision, choose_stage, choose_workers
-from sarm_ray.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

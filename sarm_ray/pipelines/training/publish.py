@@ -4,11 +4,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sarm_ray import __version__
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.data.hub import upload_to_hub
 from sarm_ray.errors import SarmRayError, name_list
 from sarm_ray.pipelines.training.plan import TrainPlan
 from sarm_ray.pipelines.training.report import TrainReport
-from sarm_ray.train_config import TrainConfig
 
 
 def push_checkpoint(plan: TrainPlan, config: TrainConfig, report: TrainReport) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.console import duration, say, size, tell
 from sarm_ray.core.episodes import count_frames
 from sarm_ray.errors import name_list
@@ -16,7 +17,6 @@ from sarm_ray.model.checkpoint_writer import write_whole
 from sarm_ray.pipelines.ingest_plan import ChunkFailure
 from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.training.plan import TrainPlan
-from sarm_ray.train_config import TrainConfig
 
 POLL_S = 0.5
 

@@ -1,8 +1,8 @@
 """How many training processes, on what, in which precision and ZeRO stage: from what was asked for and what is there."""
 
+from sarm_ray.config.train import TrainConfig
 from sarm_ray.errors import ConfigError, name_list
 from sarm_ray.pipelines.runtime import Cluster
-from sarm_ray.train_config import TrainConfig
 
 
 def choose_workers(config: TrainConfig, cluster: Cluster) -> tuple[int, bool]:

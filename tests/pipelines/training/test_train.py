@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sarm_ray.config import ScoreConfig
+from sarm_ray.config.score import ScoreConfig
 from sarm_ray.errors import CheckpointError
 from sarm_ray.pipelines.training.report import describe_report
 from tests.datasets import CAMERA, write_dataset

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from sarm_ray.config.train import ModelOptions, OptimizerOptions, TrainConfig
 from sarm_ray.model.training_state import read_state
 from sarm_ray.pipelines.train import train
 from sarm_ray.pipelines.training.report import TrainReport
-from sarm_ray.train_config import ModelOptions, OptimizerOptions, TrainConfig
 from tests.pipelines.runs import CLIP_TINY, PARITY
 
 DATASET = str(PARITY / "dataset_v3")

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from sarm_ray.config import Precision, as_tuple, check_cameras, check_datasets, require
+from sarm_ray.config.loading import as_tuple, check_cameras, check_datasets, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class TrainConfig:
     num_workers: int | None = None
     use_gpu: bool | None = None
     deepspeed_stage: Literal[0, 1, 2, 3] | None = None
-    precision: Precision = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     val_fraction: float = 0.1
     val_frames: int = 2048
     seed: int = 1000
