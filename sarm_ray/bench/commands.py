@@ -150,5 +150,20 @@ def bench_train(as_json: bool, **options: Any) -> None:
     _show(train.bench_train(**options), train.describe, as_json)
 
 
+@bench.command("weights", epilog=EPILOG)
+@frames_option(10**7)
+@repeats_option(3)
+@json_option
+def bench_weights(as_json: bool, **options: Any) -> None:
+    """Weigh frames for RA-BC: the whole of `sarm-ray weights --output`, from a progress file to a file of weights.
+
+    CPU time is that of a process of its own, its start included. The floor is pyarrow reading the columns that are needed
+    and writing as many, in a process of its own too. There is next to no arithmetic, so `precision` is null.
+    """
+    from sarm_ray.bench import weights
+
+    _show(weights.bench_weights(**options), weights.describe, as_json)
+
+
 def _show(result: Any, describe: Callable[[Any], str], as_json: bool) -> None:
     click.echo(json.dumps(dataclasses.asdict(result)) if as_json else describe(result))

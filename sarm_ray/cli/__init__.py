@@ -12,10 +12,12 @@ import click
 
 from sarm_ray import __version__
 from sarm_ray.bench.commands import bench
+from sarm_ray.cli.evaluate import evaluate
 from sarm_ray.cli.inspect import inspect
 from sarm_ray.cli.options import EPILOG
 from sarm_ray.cli.score import score
 from sarm_ray.cli.train import train
+from sarm_ray.cli.weights import weights
 from sarm_ray.errors import RunInterruptedError, SarmRayError
 
 
@@ -46,5 +48,5 @@ def main() -> None:
     """SARM, the stage-aware reward model for robot video, on a Ray cluster."""
 
 
-for command in (inspect, train, score, bench):
+for command in (inspect, train, score, evaluate, weights, bench):
     main.add_command(command)

@@ -27,6 +27,7 @@ from sarm_ray.cli.options import EPILOG, common_options, one_or_several
 @click.option("--encoder", metavar="ID_OR_DIR", help="Frozen image encoder; default openai/clip-vit-base-patch32.")
 @click.option("--init-from", metavar="CHECKPOINT", help="Fine-tune this checkpoint.")
 @click.option("--window", type=click.Choice(["centered", "past"]), help="Default centered, which LeRobot loads.")
+@click.option("--inputs", type=click.Choice(["both", "vision", "state"]), help="What the model goes by; default both.")
 @click.option("--episodes", metavar="SEL", help="Episodes, Python-like: 0:10,15.")
 @click.option("--task", metavar="TEXT", help="Task text for all episodes instead of their own.")
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps; default 5000.")

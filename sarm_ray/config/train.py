@@ -90,6 +90,7 @@ class TrainConfig:
         encoder: image and text encoder, frozen.
         init_from: checkpoint to start from instead of random weights.
         window: `centered` (LeRobot loads it) or `past` (ours).
+        inputs: what the model goes by besides the text; `vision` and `state` tell what either is worth alone.
         episodes: Python-like selection, of each dataset.
         task: task text for all episodes instead of their own.
         steps: optimiser steps.
@@ -125,6 +126,7 @@ class TrainConfig:
     encoder: str = "openai/clip-vit-base-patch32"
     init_from: str | None = None
     window: Literal["centered", "past"] = "centered"
+    inputs: Literal["both", "vision", "state"] = "both"
     episodes: str | None = None
     task: str | None = None
     steps: int = 5000

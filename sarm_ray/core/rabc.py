@@ -7,6 +7,7 @@ are the values that kappa can take, so that the mean weight is known at each of 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,11 @@ TARGET_MEAN_WEIGHTS = (0.3, 0.5, 0.7)
 AUTO_SHARE = 0.75
 EDGES_PER_UNIT = 10**6  # kappa counts to six decimals
 TARGET_TOLERANCE = 0.02
+LEROBOT_KAPPA = 0.01  # its default
+# the kappas that its documentation recommends, each more selective than the one before: mean + n std of the deltas
+LEROBOT_RULES = {"mean": 0, "mean + std": 1, "mean + 2 std": 2}
+HISTOGRAM_ROWS = 14
+HISTOGRAM_SHARE = 0.99  # of the deltas above the first row, and as many below the last
 
 
 def progress_deltas(progress: np.ndarray, lengths: np.ndarray, chunk_size: int) -> np.ndarray:
@@ -39,7 +45,14 @@ def progress_deltas(progress: np.ndarray, lengths: np.ndarray, chunk_size: int) 
     return progress[ahead].astype(np.float64) - progress
 
 
-def rabc_weights(deltas: np.ndarray, mean: float, std: float, kappa: float) -> np.ndarray:
+def rabc_weights(
+    deltas: np.ndarray,
+    mean: float,
+    std: float,
+    kappa: float,
+    epsilon: float = EPSILON,
+    fallback_weight: float = FALLBACK_WEIGHT,
+) -> np.ndarray:
     """Weights as LeRobot gives them before it normalises a batch, to the bit.
 
     Args:
@@ -47,20 +60,54 @@ def rabc_weights(deltas: np.ndarray, mean: float, std: float, kappa: float) -> n
         mean: `DeltaDistribution.mean`, of the whole dataset.
         std: `DeltaDistribution.std`, of the whole dataset.
         kappa: deltas above it weigh 1.
+        epsilon: added to the width of the soft range.
+        fallback_weight: of a frame whose delta is NaN.
 
     Returns:
-        (N,) float32 in [0, 1].
+        (N,) float32 in [0, 1], but for the fallback weight.
     """
     deltas = deltas.astype(np.float32)
-    weights = np.where(deltas > kappa, np.float32(1), _soft_weights(deltas, mean, std))
+    weights = np.where(deltas > kappa, np.float32(1), _soft_weights(deltas, mean, std, epsilon))
     weights[deltas < 0] = 0
-    weights[np.isnan(deltas)] = FALLBACK_WEIGHT
+    weights[np.isnan(deltas)] = fallback_weight
     return weights
 
 
-def _soft_weights(deltas: np.ndarray, mean: float, std: float) -> np.ndarray:
+def _soft_weights(deltas: np.ndarray, mean: float, std: float, epsilon: float) -> np.ndarray:
     """Weights of deltas in 0..kappa: from 0 at mean - 2 std to 1 at mean + 2 std, in the dtype of `deltas`."""
-    return np.clip((deltas - (mean - 2 * std)) / (4 * std + EPSILON), 0.0, 1.0)
+    return np.clip((deltas - (mean - 2 * std)) / (4 * std + epsilon), 0.0, 1.0)
+
+
+def grade_weights(
+    weights: np.ndarray, episodes: np.ndarray, lengths: np.ndarray, grades: Mapping[int, float]
+) -> np.ndarray:
+    """Weights times the grade of their episode: nothing is learnt from a failure, however well it went for a while.
+
+    Args:
+        weights: (N,) float32, whole episodes one after the other.
+        episodes: (E,) int64, their episode_index.
+        lengths: (E,) int64, frames of each episode, N together.
+        grades: episode -> 0 (failure) to 1 (success); the weights of an episode that is not in it stay as they are.
+
+    Returns:
+        (N,) float32.
+    """
+    factors = np.array([grades.get(episode, 1.0) for episode in episodes.tolist()], dtype=np.float32)
+    return weights * np.repeat(factors, lengths)
+
+
+@dataclass(frozen=True)
+class DeltaHistogram:
+    """Deltas counted between round edges; empty where there are none.
+
+    Args:
+        edges: R - 1 of them in equal steps of 1, 2 or 5 times a power of ten, 0 among them.
+        counts: R; deltas up to the first edge, those above it up to the second, ..., those above the last. A delta of 0
+            counts with those above 0.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
 
 
 class DeltaDistribution:
@@ -68,10 +115,14 @@ class DeltaDistribution:
 
     Moments and counts are exact. Deltas of at least 0 are counted between the edges 0, 1e-6, 2e-6, ... 1 with LeRobot's
     comparison (float32 delta > float32 kappa), so what depends on a kappa of six decimals is exact too, but for the
-    rounding of soft weights: all deltas between two edges get that of their mean. 20 MB, however many.
+    rounding of soft weights: all deltas between two edges get that of their mean. 28 MB, however many.
+
+    Args:
+        epsilon: smallest standard deviation, and added to the width of the soft range.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, epsilon: float = EPSILON) -> None:
+        self._epsilon = epsilon
         edges = (np.arange(EDGES_PER_UNIT + 1) / EDGES_PER_UNIT).astype(np.float32)
         self._ends = np.append(edges, np.float32(np.inf))  # of each bin
         self.num_frames = 0
@@ -81,6 +132,8 @@ class DeltaDistribution:
         # bin 0 holds deltas of 0, bin j those in (edge j - 1, edge j], the last one those above 1
         self._count = np.zeros(len(self._ends), dtype=np.int64)
         self._sum = np.zeros(len(self._ends))
+        # for the histogram alone: entry j holds falling deltas from edge j downwards, the last one those of -1 and less
+        self._falling = np.zeros(len(edges), dtype=np.int64)
 
     def add(self, deltas: np.ndarray) -> None:
         """Add a block of deltas: (n,) float64 from `progress_deltas`."""
@@ -99,6 +152,7 @@ class DeltaDistribution:
         bins = self._bins_of(rising)
         np.add.at(self._count, bins, 1)
         np.add.at(self._sum, bins, rising.astype(np.float64))
+        np.add.at(self._falling, (np.minimum(-valid[valid < 0], 1) * EDGES_PER_UNIT).astype(np.int64), 1)
 
     def _bins_of(self, deltas: np.ndarray) -> np.ndarray:
         """The first bin whose end is not below each delta: (n,) float32, none negative -> (n,) int64."""
@@ -120,8 +174,8 @@ class DeltaDistribution:
 
     @property
     def std(self) -> float:
-        """Population standard deviation of the deltas, at least EPSILON."""
-        return max(math.sqrt(self._squares / max(self.num_valid, 1)), EPSILON)
+        """Population standard deviation of the deltas, at least epsilon."""
+        return max(math.sqrt(self._squares / max(self.num_valid, 1)), self._epsilon)
 
     def quantile(self, share: float) -> float:
         """The smallest edge that at least this share of the deltas does not exceed; 0 where that many are negative."""
@@ -129,9 +183,24 @@ class DeltaDistribution:
         place = int(np.searchsorted(cumulated, share * self.num_valid))
         return float(min(place, EDGES_PER_UNIT) / EDGES_PER_UNIT)
 
+    def histogram(self) -> DeltaHistogram:
+        """The deltas in at most HISTOGRAM_ROWS rows, and two more for the outermost."""
+        if not self.num_valid:
+            return DeltaHistogram((), ())
+        cumulated = np.cumsum(np.concatenate([self._falling[::-1], self._count]))
+        zero = len(self._falling) - 1  # up to here they fall
+        first, last = np.searchsorted(cumulated, np.array([1 - HISTOGRAM_SHARE, HISTOGRAM_SHARE]) * self.num_valid)
+        low = max(min(int(first) - zero - 1, 0), -EDGES_PER_UNIT)
+        high = min(max(int(last) - zero - 1, 1), EDGES_PER_UNIT)
+        widths = (digit * 10**power for power in range(6) for digit in (1, 2, 5))
+        width = next(width for width in widths if -(-high // width) - low // width <= HISTOGRAM_ROWS)
+        edges = width * np.arange(low // width, -(-high // width) + 1)
+        counts = np.diff(cumulated[zero + edges + (edges > 0)], prepend=0, append=self.num_valid)
+        return DeltaHistogram(tuple((edges / EDGES_PER_UNIT).tolist()), tuple(counts.tolist()))
+
     def soft_weights(self) -> np.ndarray:
         """The weight that each bin's deltas have where kappa is not below them: (bins,) float64."""
-        return _soft_weights(self._sum / np.maximum(self._count, 1), self.mean, self.std)
+        return _soft_weights(self._sum / np.maximum(self._count, 1), self.mean, self.std, self._epsilon)
 
     def count_above(self) -> np.ndarray:
         """Deltas above each edge: (edges,) int64."""
@@ -162,6 +231,7 @@ class RabcSummary:
         num_nan: frames without a delta, which weigh 1.
         auto_kappa: the 75th percentile of the deltas (at least 0), and
         auto_mean_weight: what it would give.
+        rules: LeRobot's `default` and LEROBOT_RULES: kappa (at most 1) and the mean weight that it gives.
         kappa_for: for each of TARGET_MEAN_WEIGHTS the kappa that gives it (within TARGET_TOLERANCE), or None.
         reachable: the lowest and the highest mean weight that any kappa gives.
     """
@@ -177,6 +247,7 @@ class RabcSummary:
     num_nan: int
     auto_kappa: float
     auto_mean_weight: float
+    rules: dict[str, tuple[float, float]]
     kappa_for: dict[float, float | None]
     reachable: tuple[float, float]
 
@@ -204,6 +275,8 @@ def summarize_weights(distribution: DeltaDistribution, kappa: float) -> RabcSumm
     curve, num_frames = distribution.mean_weights(), distribution.num_frames
     num_full = int(distribution.count_above()[edge]) + distribution.count_soft(1.0, edge)
     auto = distribution.quantile(AUTO_SHARE)
+    rules = {name: distribution.mean + n * distribution.std for name, n in LEROBOT_RULES.items()}
+    edges = {name: _edge_of(value) for name, value in {"default": LEROBOT_KAPPA, **rules}.items()}
     return RabcSummary(
         kappa=edge / EDGES_PER_UNIT,
         num_frames=num_frames,
@@ -216,6 +289,7 @@ def summarize_weights(distribution: DeltaDistribution, kappa: float) -> RabcSumm
         num_nan=distribution.num_nan,
         auto_kappa=auto,
         auto_mean_weight=float(curve[_edge_of(auto)]),
+        rules={name: (own / EDGES_PER_UNIT, float(curve[own])) for name, own in edges.items()},
         kappa_for={target: _kappa_for(curve, target) for target in TARGET_MEAN_WEIGHTS},
         reachable=(float(curve[-1]), float(curve[0])),
     )

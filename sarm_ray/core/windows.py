@@ -5,7 +5,7 @@ episode clamped to its ends). `past` is ours: the last slot is the frame itself,
 frame, and while there is less history than the window wants, the slots spread evenly over what there is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ class Window:
         kind: `centered` (LeRobot) or `past`.
         live: cut the future at the scored frame, as a robot would have seen it: later slots repeat that frame. LeRobot's
             centred window otherwise looks n_obs_steps / 2 gaps ahead.
+        backwards: look at the episode played backwards; frames keep the numbers that they have in the episode.
 
     Raises:
         ValueError: odd or non-positive n_obs_steps (LeRobot loses a frame silently there), frame_gap below 1.
@@ -32,6 +33,7 @@ class Window:
     frame_gap: int = 30
     kind: Literal["centered", "past"] = "centered"
     live: bool = False
+    backwards: bool = False
 
     def __post_init__(self) -> None:
         if self.n_obs_steps < 2 or self.n_obs_steps % 2:
@@ -70,6 +72,9 @@ def window_slots(frames: np.ndarray, length: int | np.ndarray, window: Window) -
         (B, num_slots) int64, frames counted inside the episode. Source: LeRobot's observation_delta_indices, or
         opensarm's past window.
     """
+    if window.backwards:
+        last = np.reshape(length, (-1, 1)) - 1
+        return last - window_slots(last[:, 0] - frames, length, replace(window, backwards=False))
     steps = np.arange(window.num_slots)
     if window.kind == "centered":
         slots = frames[:, None] + (steps - window.readout_slot)[None] * window.frame_gap

@@ -167,12 +167,15 @@ def read_progress_blocks(location: str, head: str, num_rows: int = ROWS_PER_GROU
     """A progress file, LeRobot's or ours, about `num_rows` rows at a time and never less than an episode.
 
     Raises:
-        DatasetError: not a readable parquet file, no such head, or rows that are not the frames of episodes in order.
+        DatasetError: not a readable parquet file, no such head, rows that are not the frames of episodes in order, or
+            progress that is infinite.
     """
     columns = ["index", "episode_index", f"progress_{head}"]
     held: list[pa.RecordBatch] = []
+    before = -1  # index of the last row that was yielded
     try:
-        with storage.open_input(location) as stream, pq.ParquetFile(stream) as file:
+        # with pre_buffer all that was read stays in memory until the file is closed
+        with storage.open_input(location) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 found = name_list(file.schema_arrow.names)
@@ -184,15 +187,15 @@ def read_progress_blocks(location: str, head: str, num_rows: int = ROWS_PER_GROU
                     episode = table["episode_index"].to_numpy()
                     whole = len(episode) - int((episode[::-1] != episode[-1]).argmax())
                     if episode[0] != episode[-1]:  # the last one may go on in the next batch
-                        yield _progress_block(location, table.slice(0, whole), head)
-                        table = table.slice(whole)
+                        yield _progress_block(location, table.slice(0, whole), head, before)
+                        before, table = table["index"][whole - 1].as_py(), table.slice(whole)
                     held = table.to_batches()
     except FileNotFoundError:
         raise DatasetError(f"{location}: no such file") from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{location}: not a readable parquet file ({str(error).splitlines()[0]})") from error
     if held:
-        yield _progress_block(location, pa.Table.from_batches(held), head)
+        yield _progress_block(location, pa.Table.from_batches(held), head, before)
 
 
 def read_episode_progress(location: str, head: str, first: int, length: int) -> np.ndarray:
@@ -244,13 +247,15 @@ def _episode_column(location: str, column: str, first: int, length: int) -> pa.A
     return table[column].combine_chunks()
 
 
-def _progress_block(location: str, table: pa.Table, head: str) -> ProgressBlock:
+def _progress_block(location: str, table: pa.Table, head: str, before: int) -> ProgressBlock:
     index, episode = table["index"].to_numpy(), table["episode_index"].to_numpy()
     progress = table[f"progress_{head}"].to_numpy()  # a null becomes NaN
     ends = np.flatnonzero(np.diff(episode, append=episode[-1:] + 1)) + 1
-    step = np.diff(index)
-    if (step < 1).any() or (step[np.diff(episode) == 0] != 1).any():
+    step = np.diff(index, prepend=before)
+    if (step < 1).any() or (step[1:][np.diff(episode) == 0] != 1).any():
         raise DatasetError(f"{location}: its rows are not every frame of its episodes, sorted by index")
+    if np.isinf(progress).any():
+        raise DatasetError(f"{location}: progress_{head} is infinite at index {index[np.isinf(progress).argmax()]}")
     return ProgressBlock(index, episode, np.diff(ends, prepend=0), progress)
 
 

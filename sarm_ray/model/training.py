@@ -147,11 +147,29 @@ class TrainingModel(nn.Module):
         return tuple(sarm_loss(self.sarm, batch, self.heads, counts, self.stage_loss_weight))  # type: ignore[return-value]
 
 
-def trainable_parameters(sarm: Sarm, heads: Sequence[str]) -> dict[str, nn.Parameter]:
+UNSEEN = {"both": (), "vision": ("state_proj.weight",), "state": ("visual_proj.weight",)}  # by what a model goes by
+
+
+def leave_out_inputs(sarm: Sarm, inputs: str) -> None:
+    """Make networks blind to images or states, for good: the projection of the other input is 0, and is not trained.
+
+    What comes out is a checkpoint as any other, which scores alike here and in LeRobot.
+
+    Args:
+        sarm: changed in place.
+        inputs: `both` changes nothing, `vision` leaves out states, `state` leaves out images.
+    """
+    with torch.no_grad():
+        for name, parameter in sarm.named_parameters():
+            if name.partition(".")[2] in UNSEEN[inputs]:
+                parameter.zero_()
+
+
+def trainable_parameters(sarm: Sarm, heads: Sequence[str], inputs: str = "both") -> dict[str, nn.Parameter]:
     """What a run trains, by LeRobot's names; everything else is frozen, out of reach of weight decay.
 
     The output layers of other heads are not trained, nor the stage network's for a head of one stage, nor that network at
-    all where no head has several. The rest gets a gradient in every step, if only zeros.
+    all where no head has several; of `leave_out_inputs` neither. The rest gets a gradient in every step, if only zeros.
     """
     several = [head for head in heads if sarm.shape.num_stages(head) > 1]
     trained = {}
@@ -159,7 +177,8 @@ def trainable_parameters(sarm: Sarm, heads: Sequence[str]) -> dict[str, nn.Param
         network, _, place = name.partition(".")
         needed = several if network == "stage_model" else heads
         layer, _, rest = place.partition(".")
-        parameter.requires_grad_(rest.split(".")[0] in needed if layer == "heads" else bool(needed))
+        wanted = rest.split(".")[0] in needed if layer == "heads" else bool(needed)
+        parameter.requires_grad_(wanted and place not in UNSEEN[inputs])
         if parameter.requires_grad:
             trained[name] = parameter
     return trained

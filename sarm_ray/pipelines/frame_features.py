@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sarm_ray.core.episodes import CHUNK_FRAMES
+from sarm_ray.data.features import read_chunk
 from sarm_ray.pipelines.ingest_plan import IngestPlan
 
 ReadChunk = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
@@ -36,3 +37,17 @@ def frame_features(
             features[inside, camera * width : (camera + 1) * width] = values[offset]
             present[inside] &= there[offset]
     return features, present
+
+
+class StoredFeatures:
+    """Features as the stores of one dataset's cameras hold them when this is made."""
+
+    def __init__(self, cameras: Sequence[IngestPlan]):
+        self.cameras = cameras
+        self.indices = [camera.index() for camera in cameras]
+
+    def read(self, row: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `frame_features`."""
+        return frame_features(
+            self.cameras, row, frames, lambda n, chunk: read_chunk(self.cameras[n].store, self.indices[n], chunk)
+        )

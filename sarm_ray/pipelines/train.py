@@ -258,6 +258,7 @@ def _facts(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
         "seed": config.seed,
         "window": plan.sources[0].window.kind,
         "num_cameras": plan.num_cameras,
+        "inputs": config.inputs,
         "augmentation": asdict(config.augmentation),
         "optimizer": asdict(config.optimizer),
         "steps": config.steps,

@@ -1,8 +1,14 @@
 """What RA-BC will make of a progress file, in words, before anybody trains on it."""
 
+import itertools
+import shlex
+
+import numpy as np
+
 from sarm_ray.core.rabc import (
     HEALTHY_MEAN_WEIGHT,
     DeltaDistribution,
+    DeltaHistogram,
     RabcSummary,
     is_healthy,
     progress_deltas,
@@ -12,6 +18,8 @@ from sarm_ray.data.progress_io import read_progress_blocks
 from sarm_ray.errors import DatasetError
 
 PREFERRED_TARGETS = (0.5, 0.7, 0.3)
+TERMINAL_WIDTH = 80
+LONGEST_BAR = 40
 
 
 def summarize_progress(path: str, head: str, chunk_size: int = 50, kappa: float = 0.01) -> RabcSummary:
@@ -63,14 +71,78 @@ def percent(share: float) -> str:
     return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
+def describe_health(mean_weight: float) -> str:
+    """Whether a mean weight is in the healthy range, in words."""
+    low, high = HEALTHY_MEAN_WEIGHT
+    return (
+        f"healthy ({low:g} to {high:g})" if is_healthy(mean_weight) else f"unhealthy (healthy is {low:g} to {high:g})"
+    )
+
+
+def describe_kappas(summary: RabcSummary) -> list[str]:
+    """A table of the kappas that anybody might choose and the mean weight of each, the smallest first."""
+    default, *rules = summary.rules.items()
+    rows = [
+        (summary.auto_kappa, f"{summary.auto_mean_weight:.2f}", "75th percentile of the deltas (--kappa auto)"),
+        (default[1][0], f"{default[1][1]:.2f}", "LeRobot's default"),
+        *((kappa, f"{weight:.2f}", f"LeRobot's rule: {name} of the deltas") for name, (kappa, weight) in rules),
+        *(
+            (kappa, f"{target:g}", f"for a mean weight of {target:g}")
+            for target, kappa in summary.kappa_for.items()
+            if kappa is not None
+        ),
+    ]
+    lines = ["kappa       mean weight"]
+    lines += [f"{decimals(kappa):<10}  {weight:<11}  {text}".rstrip() for kappa, weight, text in sorted(rows)]
+    missing = [f"{target:g}" for target, kappa in summary.kappa_for.items() if kappa is None]
+    if missing:
+        low, high = summary.reachable
+        lines.append(
+            f"{'none':<10}  {', '.join(missing):<11}  {low:.2f} to {high:.2f} can be reached, though not all between"
+        )
+    return lines
+
+
+def draw_histogram(histogram: DeltaHistogram, kappa: float) -> list[str]:
+    """One row per bin, TERMINAL_WIDTH wide at most, the one that kappa is in marked; the outermost only where needed."""
+    edges, counts = histogram.edges, histogram.counts
+    if not counts:
+        return []
+    digits = max(len(decimals(edge).partition(".")[2]) for edge in edges)
+    ends = [f"{edge:.{digits}f}" for edge in edges]
+    inner = [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+    names = [f"up to {ends[0]}" if edges[0] else f"below {ends[0]}", *inner, f"above {ends[-1]}"]
+    marked = int(np.searchsorted(edges, kappa)) + (kappa == 0)  # a delta of 0 counts with those above it
+    mark, width = f" <- kappa {decimals(kappa)}", max(map(len, names))
+    longest = min(TERMINAL_WIDTH - len(f"  {'':{width}}  100.0%  {mark}"), LONGEST_BAR)
+    rows = []
+    for row, (name, count) in enumerate(zip(names, counts, strict=True)):
+        if count or row == marked or 0 < row < len(counts) - 1:
+            bar = "#" * max(round(longest * count / max(counts)), count > 0)
+            text = f"  {name:>{width}}  {count / sum(counts):6.1%}  {bar}{mark if row == marked else ''}"
+            rows.append(text.rstrip())
+    return rows
+
+
+def lerobot_command(path: str, kappa: float, head: str) -> str:
+    """What has lerobot-train weigh its samples by a progress file, quoted for a shell."""
+    options = {"type": "rabc", "progress_path": path, "kappa": decimals(kappa), "head_mode": head}
+    return " ".join(["lerobot-train", *(shlex.quote(f"--sample_weighting.{key}={options[key]}") for key in options)])
+
+
+def decimals(value: float) -> str:
+    """To six decimals and without an exponent, which not all readers of YAML take for a number: `0.01`, `0.000012`, `0`."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
 def _verdict(summary: RabcSummary, chunk_size: int) -> str:
     low, high = HEALTHY_MEAN_WEIGHT
     kappa, mean_weight = _best_kappa(summary)
     source = ", the 75th percentile of the deltas," if kappa == summary.auto_kappa else ""
     if summary.is_healthy:
         if kappa is None or kappa == summary.kappa:
-            return f"healthy ({low:g} to {high:g})"
-        return f"healthy ({low:g} to {high:g}); kappa {kappa:.3g}{source} would give {mean_weight:.2f}"
+            return describe_health(summary.mean_weight)
+        return f"{describe_health(summary.mean_weight)}; kappa {kappa:.3g}{source} would give {mean_weight:.2f}"
     too_high = summary.mean_weight > high
     problem = "nearly plain imitation, hardly a frame counts less" if too_high else "few frames count"
     problem = f"unhealthy: {problem} (healthy is {low:g} to {high:g})"

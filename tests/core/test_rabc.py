@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarm_ray.core.rabc import DeltaDistribution, progress_deltas, rabc_weights, summarize_weights
+from sarm_ray.core.rabc import (
+    DeltaDistribution,
+    DeltaHistogram,
+    grade_weights,
+    progress_deltas,
+    rabc_weights,
+    summarize_weights,
+)
 
 NAN = float("nan")
 
@@ -142,6 +149,66 @@ def test_where_little_is_known():
     assert still.kappa_for == {0.3: None, 0.5: None, 0.7: None}
     falling = summarize_weights(distribution_of(np.full(4, -0.5)), 0.01)
     assert (falling.mean_weight, falling.delta_mean, falling.reachable) == (0, 0, (0, 0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(-256, 256).map(lambda n: n / 256), min_size=1, max_size=60), st.sampled_from([1, 1 / 64, 1e-3])
+)
+def test_the_histogram_counts_every_delta_between_round_edges(deltas, scale):
+    deltas = np.array(deltas) * scale
+    histogram = distribution_of(np.append(deltas, NAN)).histogram()
+    edges, counts = np.array(histogram.edges), histogram.counts
+    assert 0 in histogram.edges
+    assert len(counts) == len(edges) + 1 <= 16
+    steps = np.diff(edges)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+    assert f"{steps[0]:e}".startswith(("1.000000", "2.000000", "5.000000"))
+    above = [float((deltas > edge).sum() if edge else (deltas >= 0).sum()) for edge in edges]
+    np.testing.assert_array_equal(np.cumsum(counts[::-1])[:-1][::-1], above)
+    assert sum(counts) == len(deltas)
+    assert max(counts[0], counts[-1]) <= 0.01 * len(deltas)
+    assert steps[0] <= max(np.ptp(np.append(deltas, 0)) / 5, 1e-6)  # no wider than rows have to be
+
+
+def test_the_histogram_of_little():
+    assert distribution_of(np.array([NAN])).histogram() == DeltaHistogram((), ())
+    assert distribution_of(np.zeros(3)).histogram() == DeltaHistogram((0.0, 1e-6), (0, 3, 0))
+    far = distribution_of(np.array([-7.0, 7.0])).histogram()
+    assert far.edges == (-1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert (far.counts[0], far.counts[-1], sum(far.counts)) == (1, 1, 2)
+
+
+def test_lerobots_rules_of_thumb():
+    deltas = np.tile([0.0, 0.02, 0.04, 0.06], 25)
+    summary = summarize_weights(distribution_of(deltas), 0.05)
+    std = math.sqrt(0.0005)
+    assert {name: kappa for name, (kappa, _) in summary.rules.items()} == {
+        "default": 0.01,
+        "mean": 0.03,
+        "mean + std": round(0.03 + std, 6),
+        "mean + 2 std": round(0.03 + 2 * std, 6),
+    }
+    for kappa, mean_weight in summary.rules.values():
+        weights = rabc_weights(deltas, 0.03, std, kappa)
+        assert mean_weight == pytest.approx(weights.mean(dtype=np.float64), abs=1e-5)
+
+
+def test_grades_multiply_the_weights_of_their_episode():
+    weights = np.float32([1, 0.5, 1, 0.5, 0.25, 1])
+    graded = grade_weights(weights, np.array([7, 2, 9]), np.array([2, 3, 1]), {2: 0.5, 9: 0.0, 1: 0.0})
+    assert graded.dtype == np.float32
+    assert graded.tolist() == [1, 0.5, 0.5, 0.25, 0.125, 0]
+
+
+def test_other_epsilon_and_fallback_than_lerobots():
+    deltas = np.array([0.0, 0.5, NAN])
+    distribution = DeltaDistribution(epsilon=0.5)
+    distribution.add(deltas)
+    assert (distribution.mean, distribution.std) == (0.25, 0.5)
+    weights = rabc_weights(deltas, 0.25, 0.5, 1.0, epsilon=0.5, fallback_weight=0.25)
+    np.testing.assert_allclose(weights, [0.75 / 2.5, 1.25 / 2.5, 0.25])
+    assert distribution.mean_weights()[-1] == pytest.approx((0.3 + 0.5 + 1) / 3)
 
 
 def test_kappa_is_compared_as_lerobot_compares_it():

@@ -36,6 +36,16 @@ def slow_window(frame: int, length: int, window: Window) -> list[int]:
     return [0] + [round(frame * slot / n) for slot in range(1, n + 1)]
 
 
+@given(windows, st.integers(1, 200), st.data())
+def test_backwards_is_the_window_of_the_episode_played_backwards(window, length, data):
+    frames = np.array(data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=20)))
+    mirrored = window_slots(length - 1 - frames, length, window)
+    slots = window_slots(frames, length, replace(window, backwards=True))
+    np.testing.assert_array_equal(slots, length - 1 - mirrored)
+    lengths = np.full(len(frames), length)
+    np.testing.assert_array_equal(window_slots(frames, lengths, replace(window, backwards=True)), slots)
+
+
 @given(windows, st.integers(1, 400), st.data())
 def test_slots_equal_the_definition(window, length, data):
     frames = np.array(data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=20)))

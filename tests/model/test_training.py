@@ -13,6 +13,7 @@ from sarm_ray.model.training import (
     count_slots,
     init_from,
     learning_rate_multiplier,
+    leave_out_inputs,
     make_optimizer,
     mean_metrics,
     new_model,
@@ -231,6 +232,22 @@ def test_what_is_not_trained_gets_no_gradient_and_no_weight_decay(shape, heads, 
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == expected
+
+
+@pytest.mark.parametrize(("inputs", "unseen", "seen"), [("vision", "states", "vision"), ("state", "vision", "states")])
+def test_a_model_without_an_input_does_not_see_it_and_never_learns_to(inputs, unseen, seen):
+    model, batch = random_sarm(SHAPE), make_batch()
+    leave_out_inputs(model, inputs)
+    parameters = trainable_parameters(model, HEADS, inputs)
+    left_out = {name for name, _ in model.named_parameters()} - parameters.keys()
+    layer = "state_proj.weight" if inputs == "vision" else "visual_proj.weight"
+    assert left_out == {f"stage_model.{layer}", f"subtask_model.{layer}"}
+    optimizer = make_optimizer(parameters.values(), lr=1e-2)
+    loss_of(model, batch, HEADS).loss.backward()
+    optimizer.step()
+    loss = loss_of(model, batch, HEADS).loss
+    assert torch.equal(loss_of(model, {**batch, unseen: batch[unseen] + 1}, HEADS).loss, loss)
+    assert not torch.equal(loss_of(model, {**batch, seen: batch[seen] + 1}, HEADS).loss, loss)
 
 
 def test_freezing_is_undone_for_a_run_that_trains_more():

@@ -65,6 +65,7 @@ def start_engine(
     samples_per_pass: int,
     num_passes: int,
     state: TrainingState | None,
+    inputs: str = "both",
 ) -> Engine:
     """Wrap a model; torch.distributed must be up.
 
@@ -75,9 +76,10 @@ def start_engine(
         stage: ZeRO stage. precision: `fp32` or `bf16`. device: `cpu` or `cuda`.
         samples_per_pass, num_passes: of this process, per step.
         state: to go on from.
+        inputs: that the model goes by, see `leave_out_inputs`.
     """
     deepspeed = import_deepspeed(device)
-    trained = trainable_parameters(sarm, heads)
+    trained = trainable_parameters(sarm, heads, inputs)
     whole = {name: p.detach().clone() for name, p in trained.items()} if precision == "bf16" else {}
     frozen = {name: p.detach().clone() for name, p in sarm.named_parameters() if name not in trained}
     model = TrainingModel(sarm, heads, stage_loss_weight)

@@ -74,9 +74,9 @@ def _annotated_head(kind: str, datasets: Sequence[Dataset], rows: Sequence[np.nd
                 f"the {kind} subtasks differ: {datasets[0].name} has {name_list(stages)}; {dataset.name} has "
                 f"{name_list(names)}. Rename them, or train on one of the datasets"
             )
-    segments = tuple(_segments(dataset, own, stages) for dataset, own in zip(datasets, annotations, strict=True))
+    segments = tuple(head_segments(dataset, own, stages) for dataset, own in zip(datasets, annotations, strict=True))
     speeds = [dataset.fps / datasets[0].fps for dataset in datasets]
-    pooled = _pool(segments, rows, speeds)
+    pooled = pool_segments(segments, rows, speeds)
     if len(stages) < 2:
         raise DatasetError(
             f"{datasets[0].name}: a {kind} head needs at least two subtasks, the annotation has {stages[0]}"
@@ -144,7 +144,7 @@ def _usual_order(own: Annotations, chosen: np.ndarray, by_episode: dict[int, tup
     return tuple(sorted(start, key=lambda name: start[name]))
 
 
-def _segments(dataset: Dataset, own: Annotations, stages: tuple[str, ...]) -> Segments:
+def head_segments(dataset: Dataset, own: Annotations, stages: tuple[str, ...]) -> Segments:
     """Segments by the head's stages. An episode that ends before the last stage has not succeeded."""
     number = {name: place for place, name in enumerate(stages)}
     stage = np.array([number.get(name, -1) for name in own.stages], dtype=np.int64)[own.stage]
@@ -157,7 +157,7 @@ def _segments(dataset: Dataset, own: Annotations, stages: tuple[str, ...]) -> Se
         raise DatasetError(f"{dataset.name}: {error}") from error
 
 
-def _pool(segments: Sequence[Segments], rows: Sequence[np.ndarray], speeds: Sequence[float]) -> Segments:
+def pool_segments(segments: Sequence[Segments], rows: Sequence[np.ndarray], speeds: Sequence[float]) -> Segments:
     """The segments of the chosen episodes of all datasets, in frames of the first one, and parts of such: start and end are
     float64. `speeds`: frame rates relative to the first one's.
     """

@@ -25,7 +25,7 @@ from sarm_ray.errors import TrainingError
 from sarm_ray.model.checkpoint import Checkpoint, SarmConfig, Sidecar, StateNormalizer, sarm_shape
 from sarm_ray.model.checkpoint_writer import save_checkpoint
 from sarm_ray.model.sarm import Sarm
-from sarm_ray.model.training import init_from, learning_rate_multiplier, mean_metrics, new_model
+from sarm_ray.model.training import init_from, learning_rate_multiplier, leave_out_inputs, mean_metrics, new_model
 from sarm_ray.model.training_state import TrainingState, read_state, write_state
 from sarm_ray.pipelines.runtime import prepare_actor
 from sarm_ray.pipelines.stopping import is_stopping
@@ -123,6 +123,7 @@ def train_loop(options: dict[str, Any]) -> None:
         config.batch_size // num_workers // config.gradient_accumulation_steps,
         config.gradient_accumulation_steps,
         state,
+        config.inputs,
     )
     with open_log(job, rank) as log:
         run_steps(job, engine, iter(rows), device, rank, log, state)
@@ -135,6 +136,7 @@ def start_model(job: LoopJob, state: TrainingState | None) -> Sarm:
         sarm.load_state_dict(state.weights)
     elif job.init_from is not None:
         init_from(job.init_from, sarm)
+    leave_out_inputs(sarm, job.config.inputs)
     return sarm
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import ray
 import torch
 
+from sarm_ray.core.probe import fit_probe
 from sarm_ray.core.progress import normalize_progress, stage_breakpoints
 from sarm_ray.model.inference import infer_readout
 from sarm_ray.model.sarm import Sarm
@@ -16,7 +17,6 @@ from sarm_ray.pipelines.training.data import Samples, TrainJob, clean_samples, g
 
 WINDOWS_PER_PASS = 64
 PROBE_FRAMES = 4096
-RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,8 @@ def _baselines(
     usable = probe[f"weight_{head}"] > 0
     if not counted.any() or not usable.any():
         return {}
-    train, test = probe["vision"][usable, 0].astype(np.float64), offline["vision"][counted, readout].astype(np.float64)
-    mean, std = train.mean(0), train.std(0) + 1e-6
-    inputs = np.column_stack([(train - mean) / std, np.ones(len(train))])
-    gram = inputs.T @ inputs + RIDGE * len(inputs) * np.eye(inputs.shape[1])
-    weights = np.linalg.solve(gram, inputs.T @ target[usable])
-    predicted = np.clip(np.column_stack([(test - mean) / std, np.ones(len(test))]) @ weights, 0, 1)
+    fitted = fit_probe(probe["vision"][usable, 0], target[usable])
+    predicted = fitted.predict(offline["vision"][counted, readout].astype(np.float64))
     return {
         "best_constant_mse": float(truth[counted].astype(np.float64).var()),
         "linear_probe_mse": float(((predicted - truth[counted]) ** 2).mean()),

@@ -1,0 +1,241 @@
+"""`sarm-ray evaluate`: how good a model is on a dataset whose annotations or outcomes are known.
+
+    plan -> ingest (features that are missing) -> score_missing, each episode in up to three views -> figures
+
+The views are scored by one pool, as several datasets would be: `offline` as recorded, `live` with the future cut at each
+frame, and backwards where no regression is annotated that the model could miss.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import pyarrow as pa
+
+from sarm_ray.config.evaluate import EvaluateConfig
+from sarm_ray.config.loading import dump_config
+from sarm_ray.config.score import ScoreConfig
+from sarm_ray.console import say, tell
+from sarm_ray.core.metrics import EpisodeFacts, Prediction, measure_episode, summarize_episodes
+from sarm_ray.core.probe import Probe
+from sarm_ray.core.rabc import DeltaDistribution, progress_deltas, summarize_weights
+from sarm_ray.data import progress_io, storage
+from sarm_ray.data.lease import hold_lease
+from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
+from sarm_ray.data.outcomes import dataset_outcomes
+from sarm_ray.errors import OutputExistsError, RunInterruptedError
+from sarm_ray.pipelines.frame_features import StoredFeatures
+from sarm_ray.pipelines.ingest import ingest
+from sarm_ray.pipelines.ingest_plan import ChunkFailure, one_per_chunk
+from sarm_ray.pipelines.runtime import Cluster, call_aside, connect
+from sarm_ray.pipelines.score_chunks import score_missing
+from sarm_ray.pipelines.score_plan import ScorePlan, plan_scores
+from sarm_ray.pipelines.score_report import describe_plans
+from sarm_ray.pipelines.single_frames import fit_single_frames, predict_single_frames
+from sarm_ray.pipelines.stopping import MARKER_PREFIX, Stop, stop_on_signal
+from sarm_ray.pipelines.truths import HeadTruths, read_truths
+from sarm_ray.report.evaluation import EvaluateReport, HeadEvaluation, diagnose, evaluation_object
+
+EVALUATION_FILE = "evaluation.json"
+LEROBOT_KAPPA = 0.01
+
+
+def evaluate(config: EvaluateConfig, quiet: bool = False) -> EvaluateReport:
+    """Evaluate a model on a dataset.
+
+    Raises:
+        RunInterruptedError: asked to stop by SIGINT or SIGTERM; finished chunks are kept.
+        SarmRayError: bad input; nothing was run.
+    """
+    started = time.monotonic()
+    with connect(config.address) as cluster:
+        plan = _plan(config, config.dataset, cluster)
+        dataset, rows = plan.ingest.dataset, plan.ingest.rows
+        grades = dataset_outcomes(dataset, config.labels)
+        notices: list[str] = []
+        truths = read_truths(dataset, plan.checkpoint.config, plan.heads, rows, grades, notices)
+        views = _views(plan, truths)
+        trained = _plan(config, config.train_dataset, cluster) if config.train_dataset else None
+        if not quiet:
+            describe_plans([plan], cluster)
+            say(f"views     {', '.join(views)}; {_known(truths, grades, rows)}")
+            tell(notices)
+        with contextlib.ExitStack() as held:
+            lease = held.enter_context(hold_lease(plan.run_folder))
+            stop = held.enter_context(stop_on_signal(plan.run_folder))
+            _prepare(plan, config)
+            failures = _score(views, trained, cluster, stop, quiet)
+            fitted = fit_single_frames(trained, plan) if trained else {}
+            facts, deltas = call_aside(_measure, views, truths, grades, config.chunk_size, fitted)
+            report = _summarize(plan, config, facts, deltas, truths, grades, failures, notices, started)
+            lease.check()
+            progress_io.write_failed(storage.join(plan.run_folder, "failed.parquet"), report.failures)
+            progress_io.write_json(plan.output, evaluation_object(report))
+            progress_io.remove_files(plan.run_folder, progress_io.PARTS_PREFIX)
+    return report
+
+
+def _plan(config: EvaluateConfig, name: str, cluster: Cluster) -> ScorePlan:
+    """How a dataset is scored offline, every frame of it; its output is the evaluation."""
+    own = name == config.dataset
+    output = config.output or _place_output(open_dataset(name, config.revision))
+    output = storage.absolute(output)
+    if own and storage.exists(output) and not config.overwrite:
+        raise OutputExistsError(f"{output} exists; replace it with --overwrite, or choose another --output")
+    wanted = ScoreConfig(
+        dataset=name,
+        model=config.model,
+        output=output,
+        head_mode=config.head_mode,
+        episodes=config.episodes if own else None,
+        image_key=config.image_key,
+        state_key=config.state_key,
+        task=config.task,
+        state_stats=config.state_stats,
+        encoder=config.encoder,
+        precision=config.precision,
+        cache=config.cache,
+        revision=config.revision if own else None,
+        overwrite=True,
+    )
+    return plan_scores(wanted, cluster)[0]
+
+
+def _place_output(dataset: Dataset) -> str:
+    if dataset.repo_id is None and storage.is_local(dataset.root) and storage.is_writable_folder(dataset.root):
+        return storage.join(dataset.root, EVALUATION_FILE)
+    return storage.join(dataset.name.rsplit("/", 1)[-1], EVALUATION_FILE)
+
+
+def _views(plan: ScorePlan, truths: dict[str, HeadTruths]) -> dict[str, ScorePlan]:
+    """The plans of all views. A past window shows no future, so that live is offline."""
+    views = {"offline": plan}
+    if plan.window.kind == "centered":
+        views["live"] = replace(plan, window=replace(plan.window, live=True))
+    dataset, rows = plan.ingest.dataset, plan.ingest.rows.tolist()
+    known = [truth.of_episode(row, int(dataset.length[row])) for truth in truths.values() for row in rows]
+    if not any(truth.regressions(dataset.fps) for truth in known if truth is not None):
+        views["backwards"] = replace(plan, window=replace(plan.window, backwards=True))
+    return views
+
+
+def _known(truths: dict[str, HeadTruths], grades: np.ndarray, rows: np.ndarray) -> str:
+    parts = [
+        f"{int(truth.annotated[rows].sum())} of {len(rows)} episodes have {head} truth"
+        for head, truth in truths.items()
+    ]
+    return ", ".join([*parts, f"{int(np.isfinite(grades[rows]).sum())} have an outcome"])
+
+
+def _prepare(plan: ScorePlan, config: EvaluateConfig) -> None:
+    storage.remove_temporaries(storage.parent(plan.output))
+    storage.remove_temporaries(plan.run_folder)
+    progress_io.remove_files(plan.run_folder, MARKER_PREFIX)
+    storage.write_file(storage.join(plan.run_folder, "config.yaml"), dump_config(config).encode())
+    for camera in plan.cameras:
+        fetch_files(camera.dataset, camera.rows_to_read(), camera.camera)
+
+
+def _score(
+    views: dict[str, ScorePlan], trained: ScorePlan | None, cluster: Cluster, stop: Stop, quiet: bool
+) -> list[ChunkFailure]:
+    """Make the features and the scores that are missing; what could not be read or scored."""
+    plans = list(views.values())
+    sources = [plans[0].cameras, *([trained.cameras] if trained else [])]
+    ingested = ingest(sources, cluster, stop, quiet)
+    scoring = score_missing(plans, cluster, stop, quiet)
+    if stop.requested:
+        raise RunInterruptedError("stopped; finished chunks are kept, run the same command again to go on")
+    if not quiet:
+        tell(scoring.datasets[0].notices())
+    return one_per_chunk([*ingested.failures[0], *(each for own in scoring.datasets for each in own.failures)])
+
+
+def _measure(
+    views: dict[str, ScorePlan],
+    truths: dict[str, HeadTruths],
+    grades: np.ndarray,
+    chunk_size: int,
+    fitted: dict[str, Probe],
+) -> tuple[dict[str, list[EpisodeFacts]], dict[str, DeltaDistribution]]:
+    """Each head's facts of each episode, and the deltas of its offline progress; one episode in memory at a time."""
+    plan = views["offline"]
+    dataset, heads = plan.ingest.dataset, plan.heads
+    facts: dict[str, list[EpisodeFacts]] = {head: [] for head in heads}
+    deltas = {head: DeltaDistribution() for head in heads}
+    tables = {name: _episodes(view) for name, view in views.items()}
+    stored = StoredFeatures(plan.cameras)
+    for row in plan.ingest.rows.tolist():
+        own = {name: next(tables[name]) for name in views}
+        length, episode = int(dataset.length[row]), int(dataset.episode_index[row])
+        single = predict_single_frames(fitted, stored, row, length)
+        for head in heads:
+            seen = {name: _prediction(table, head, plan) for name, table in own.items() if name != "backwards"}
+            seen.setdefault("live", seen["offline"])
+            seen["time"] = Prediction((np.arange(length) / max(length - 1, 1)).astype(np.float32))
+            if head in single:
+                seen["probe"] = Prediction(single[head])
+            backwards = own["backwards"][f"progress_{head}"].to_numpy()[::-1] if "backwards" in own else None
+            truth = truths[head].of_episode(row, length)
+            facts[head].append(
+                measure_episode(seen, truth, float(grades[row]), dataset.fps, chunk_size, episode, backwards)
+            )
+            deltas[head].add(progress_deltas(seen["offline"].progress, np.array([length]), chunk_size))
+    return facts, deltas
+
+
+def _episodes(plan: ScorePlan) -> Iterator[pa.Table]:
+    """The scored rows of each episode, in order."""
+    dataset = plan.ingest.dataset
+    merged = progress_io.merge_parts(
+        plan.parts_folder, plan.heads, plan.ingest.chunks, dataset.episode_index, dataset.length, dataset.from_index
+    )
+    lengths = iter(dataset.length[plan.ingest.rows].tolist())
+    for table in merged:
+        first = 0
+        while first < table.num_rows:
+            length = next(lengths)
+            yield table.slice(first, length)
+            first += length
+
+
+def _prediction(table: pa.Table, head: str, plan: ScorePlan) -> Prediction:
+    progress = table[f"progress_{head}"].to_numpy()
+    num_stages = plan.checkpoint.config.shape.num_stages(head)
+    flat = table[f"probabilities_{head}"].combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
+    known = np.isfinite(flat).all(axis=1)
+    return Prediction(progress, np.where(known, np.argmax(np.nan_to_num(flat), axis=1), -1))
+
+
+def _summarize(
+    plan: ScorePlan,
+    config: EvaluateConfig,
+    facts: dict[str, list[EpisodeFacts]],
+    deltas: dict[str, DeltaDistribution],
+    truths: dict[str, HeadTruths],
+    grades: np.ndarray,
+    failures: Sequence[ChunkFailure],
+    notices: Sequence[str],
+    started: float,
+) -> EvaluateReport:
+    rows = plan.ingest.rows
+    heads = {}
+    for head in plan.heads:
+        figures = summarize_episodes(facts[head])
+        rabc = summarize_weights(deltas[head], LEROBOT_KAPPA)
+        heads[head] = HeadEvaluation(figures, rabc, diagnose(figures, rabc, config.chunk_size))
+    annotated = np.any([truth.annotated[rows] for truth in truths.values()], axis=0)
+    return EvaluateReport(
+        dataset=plan.ingest.dataset.name,
+        model=config.model,
+        output=plan.output,
+        num_episodes=len(rows),
+        num_annotated=int(annotated.sum()),
+        num_graded=int(np.isfinite(grades[rows]).sum()),
+        heads=heads,
+        failures=[asdict(failure) for failure in failures],
+        notices=(*plan.notices, *notices),
+        seconds=time.monotonic() - started,
+    )
