@@ -17,6 +17,7 @@ from sarm_ray.cli.inspect import inspect
 from sarm_ray.cli.options import EPILOG
 from sarm_ray.cli.score import score
 from sarm_ray.cli.train import train
+from sarm_ray.cli.visualize import visualize
 from sarm_ray.cli.weights import weights
 from sarm_ray.errors import RunInterruptedError, SarmRayError
 
@@ -48,5 +49,5 @@ def main() -> None:
     """SARM, the stage-aware reward model for robot video, on a Ray cluster."""
 
 
-for command in (inspect, train, score, evaluate, weights, bench):
+for command in (inspect, train, score, evaluate, weights, visualize, bench):
     main.add_command(command)

@@ -9,10 +9,8 @@ import ray
 
 from sarm_ray.console import first_line, tell
 from sarm_ray.core.episodes import Chunks
-from sarm_ray.core.progress import normalize_progress
-from sarm_ray.core.subtasks import stage_boundaries, stage_targets
 from sarm_ray.data import progress_io, storage
-from sarm_ray.data.annotation_io import Annotations, read_annotations
+from sarm_ray.data.annotation_io import read_annotations
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.errors import DatasetError, SarmRayError
 from sarm_ray.pipelines.rounds import cause_of
@@ -23,6 +21,7 @@ from sarm_ray.report.predictions import (
     prediction_name,
     read_thumbnails,
     thumbnail_frames,
+    with_annotation,
 )
 
 PICTURES_FOLDER = "visualizations"
@@ -62,7 +61,12 @@ def draw_pictures(plan: ScorePlan, num_episodes: int) -> list[str]:
     pending = []
     for number, (row, (first, end)) in enumerate(zip(rows, itertools.pairwise([0, *ends]), strict=True)):
         predictions = [
-            _annotated(_prediction(plan, number, head, table.slice(first, end - first)), plan, int(row), annotations)
+            with_annotation(
+                _prediction(plan, number, head, table.slice(first, end - first)),
+                annotations,
+                int(row),
+                plan.checkpoint.config.breakpoints(head),
+            )
             for head in plan.heads
         ]
         job = (data.dataset, data.camera, int(row), predictions, folder)
@@ -101,24 +105,6 @@ def _prediction(plan: ScorePlan, number: int, head: str, table: pa.Table) -> Pre
         probabilities=_stacked(table[f"probabilities_{head}"].combine_chunks(), num_stages),
         stage_names=tuple(names or (f"stage {stage}" for stage in range(num_stages))),
     )
-
-
-def _annotated(prediction: Prediction, plan: ScorePlan, row: int, annotations: dict[str, Annotations]) -> Prediction:
-    """With the progress that the episode's annotation implies, where there is one in the checkpoint's stages."""
-    own = annotations.get(prediction.head) or annotations.get("unprefixed" if prediction.head == "sparse" else "")
-    if own is None or not own.annotated[row]:
-        return prediction
-    segments = slice(own.offsets[row], own.offsets[row + 1])
-    names = [own.stages[stage] for stage in own.stage[segments]]
-    starts, ends = own.start[segments].tolist(), own.end[segments].tolist()
-    length = len(prediction.progress)
-    try:
-        stage, tau = stage_targets(names, starts, ends, prediction.stage_names, length)
-    except ValueError:  # stages of another task, or an annotation that `inspect` calls bad
-        return prediction
-    truth = normalize_progress(stage + tau, plan.checkpoint.config.breakpoints(prediction.head))
-    boundaries = tuple(frame for frame, _ in stage_boundaries(names, starts, length))
-    return replace(prediction, truth=truth, boundaries=boundaries)
 
 
 def _stacked(lists: pa.ListArray, num_stages: int) -> np.ndarray:

@@ -4,19 +4,29 @@ LeRobot's sarm_prediction_ep{i}_{head}.png in name, size and parts. Every captio
 nothing is drawn where nothing was computed: frames without progress are marked, interpolated frames have no probabilities.
 """
 
-import contextlib
-import textwrap
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sarm_ray.data.lerobot import Dataset, fetch_files
-from sarm_ray.data.storage import write_atomically
-from sarm_ray.data.video import FrameRequest, read_frames
-from sarm_ray.errors import DatasetError, VideoError
+from sarm_ray.core.progress import normalize_progress
+from sarm_ray.core.subtasks import stage_boundaries, stage_targets
+from sarm_ray.data.annotation_io import Annotations
+from sarm_ray.data.lerobot import Dataset
+from sarm_ray.errors import VideoError
+from sarm_ray.report.annotations import episode_subtasks
+from sarm_ray.report.pictures import (
+    CURVE,
+    FAINT,
+    INK,
+    MISSING,
+    new_figure,
+    read_pictures,
+    shortened,
+    stage_colours,
+    style,
+    write_png,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -24,14 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE_INCHES = (14, 12)
-DPI = 150
 NUM_THUMBNAILS = 8
 THUMBNAIL_SIZE = 224
 MAX_BARS = 300  # more computed frames than this, with others between them, are drawn without gaps
-INK, FAINT, CURVE = "#222222", "#8a8a8a", "#0072B2"
-# Okabe and Ito, in an order in which neighbours differ in lightness too; more stages than these get a ramp of viridis
-STAGE_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
-FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Prediction:
         stage_names: K names.
         truth: (L,) float32, progress that the annotation implies; None without one.
         boundaries: first frames of the annotated stages but the first.
+        annotated_stage: (L,) int64, the stage that the annotation has at each frame; None without one.
         thumbnails: (frame, (S, S, 3) uint8), the picture being None where it cannot be read.
     """
 
@@ -61,6 +67,7 @@ class Prediction:
     stage_names: tuple[str, ...]
     truth: np.ndarray | None = None
     boundaries: tuple[int, ...] = ()
+    annotated_stage: np.ndarray | None = None
     thumbnails: tuple[tuple[int, np.ndarray | None], ...] = ()
 
 
@@ -71,6 +78,31 @@ def prediction_name(episode_index: int, head: str) -> str:
 def thumbnail_frames(length: int, count: int = NUM_THUMBNAILS) -> np.ndarray:
     """Evenly spread frames, first and last among them: (min(count, length),) int64."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(np.int64))
+
+
+def with_annotation(
+    prediction: Prediction, annotations: dict[str, Annotations], row: int, breakpoints: np.ndarray
+) -> Prediction:
+    """With the progress that the episode's annotation implies, where there is one in the prediction's stages.
+
+    Args:
+        prediction: of an episode, with K stages.
+        annotations: of its dataset, by kind.
+        row: position of the episode in the table.
+        breakpoints: (K + 1,) float64, progress at which each stage begins.
+    """
+    subtasks = episode_subtasks(annotations, prediction.head, row)
+    if not subtasks:
+        return prediction
+    names, starts, ends = zip(*((each.name, each.start, each.end) for each in subtasks), strict=True)
+    length = len(prediction.progress)
+    try:
+        stage, tau = stage_targets(names, starts, ends, prediction.stage_names, length)
+    except ValueError:  # stages of another task, or an annotation that `inspect` calls bad
+        return prediction
+    truth = normalize_progress(stage + tau, breakpoints)
+    boundaries = tuple(frame for frame, _ in stage_boundaries(names, starts, length))
+    return replace(prediction, truth=truth, boundaries=boundaries, annotated_stage=stage)
 
 
 def read_thumbnails(
@@ -88,36 +120,22 @@ def read_thumbnails(
     Returns:
         k pairs of the frame and its (size, size, 3) uint8 RGB, or None where it cannot be read.
     """
-    files = dataset.camera_files(camera)
-    episode = int(dataset.episode_index[row]) if dataset.version == "v3.0" else None
-    # each frame is a request of its own, so that one that is broken does not take the others with it
-    requests = [FrameRequest(episode, float(files.from_timestamp[row]), frames[i : i + 1]) for i in range(len(frames))]
-    try:
-        fetch_files(dataset, np.array([row]), camera)
-        image_key = None if dataset.is_video(camera) else camera
-        results = list(read_frames(dataset.location(files.path(row)), requests, dataset.fps, size, image_key))
-    except DatasetError:  # a Hub that is out of reach
-        results = [VideoError("", None, "")] * len(frames)
-    images = [None if isinstance(result, VideoError) else result[0] for result in results]
-    return tuple(zip(frames.tolist(), images, strict=True))
+    pictures = [
+        None if isinstance(picture, VideoError) else picture
+        for picture in read_pictures(dataset, camera, row, frames, size)
+    ]
+    return tuple(zip(frames.tolist(), pictures, strict=True))
 
 
 def draw_prediction(path: str, prediction: Prediction) -> None:
     """Write the picture, whole or not at all, to a local path or URL: a PNG of 2100 by 1800 pixels."""
-    with _style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as boxes; no news to anybody
-        figure = figure_of(prediction)
-        write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=DPI))
+    write_png(path, lambda: figure_of(prediction))
 
 
 def figure_of(prediction: Prediction) -> "Figure":
-    """The picture as matplotlib's object, on its own Agg canvas: pyplot and its global state are not involved."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with _style():
-        figure = Figure(figsize=SIZE_INCHES)
-        FigureCanvasAgg(figure)
+    """The picture as matplotlib's object."""
+    with style():
+        figure = new_figure(*SIZE_INCHES)
         place = {"left": 0.06, "right": 0.83, "top": 0.9, "bottom": 0.255, "hspace": 0.16}
         grid = figure.add_gridspec(2, 1, height_ratios=[5, 4], **place)
         curve = figure.add_subplot(grid[0])
@@ -127,28 +145,6 @@ def figure_of(prediction: Prediction) -> "Figure":
         _draw_stages(stages, prediction)
         _draw_thumbnails(figure, prediction)
     return figure
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    """Settings for making and saving a figure (ticks are made when it is saved), put back afterwards."""
-    import matplotlib
-    from matplotlib import font_manager
-
-    installed = set(font_manager.get_font_names())
-    settings: dict[Any, Any] = {
-        "font.family": [name for name in FONTS if name in installed],
-        "font.size": 11,
-        "text.color": INK,
-        "text.parse_math": False,  # task texts and stage names may hold a $
-        "axes.labelcolor": INK,
-        "axes.edgecolor": FAINT,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "hatch.linewidth": 0.6,
-    }
-    with matplotlib.rc_context(settings):
-        yield
 
 
 def _draw_title(figure: "Figure", prediction: Prediction) -> None:
@@ -164,8 +160,18 @@ def _draw_title(figure: "Figure", prediction: Prediction) -> None:
         error = np.nanmean(np.abs(prediction.progress.astype(np.float64) - prediction.truth))
         facts.append(f"mean |error| against the annotation {error:.3f}")
     figure.text(0.985, 0.972, "   ".join(facts), ha="right", va="top", color=INK)
-    lines = textwrap.wrap(prediction.text, 130, max_lines=1, placeholder=" …")
-    figure.text(0.06, 0.944, lines[0] if lines else "", fontsize=12, va="top", color="#555555")
+    figure.text(0.06, 0.944, shortened(prediction.text, 130), fontsize=12, va="top", color="#555555")
+
+
+def draw_curve(axes: "Axes", prediction: Prediction) -> None:
+    """The predicted progress over time in seconds, with nothing where there is none."""
+    progress, known = prediction.progress, np.isfinite(prediction.progress)
+    time_s = np.arange(len(progress)) / prediction.fps
+    axes.fill_between(time_s, 0, progress, where=known, color=CURVE, alpha=0.18, linewidth=0)
+    axes.plot(time_s, progress, color=CURVE, linewidth=1.8, label="predicted")
+    around = np.pad(known, 1)
+    alone = known & ~around[:-2] & ~around[2:]
+    axes.plot(time_s[alone], progress[alone], ".", color=CURVE)  # a line needs two frames
 
 
 def _draw_progress(axes: "Axes", prediction: Prediction) -> None:
@@ -173,18 +179,14 @@ def _draw_progress(axes: "Axes", prediction: Prediction) -> None:
 
     progress, fps = prediction.progress, prediction.fps
     time_s, known = np.arange(len(progress)) / fps, np.isfinite(progress)
-    axes.fill_between(time_s, 0, progress, where=known, color=CURVE, alpha=0.18, linewidth=0)
-    axes.plot(time_s, progress, color=CURVE, linewidth=1.8, label="predicted")
-    around = np.pad(known, 1)
-    alone = known & ~around[:-2] & ~around[2:]
-    axes.plot(time_s[alone], progress[alone], ".", color=CURVE)  # a line needs two frames
+    draw_curve(axes, prediction)
     if prediction.truth is not None:
         axes.plot(time_s, prediction.truth, "--", color=INK, linewidth=1.3, label="annotated")
     shown = np.array([frame for frame, _ in prediction.thumbnails if known[frame]], dtype=np.int64)
     if len(shown):
         dots = axes.plot(shown / fps, progress[shown], "o", color="white", ms=6, zorder=3, label="frames below")
         dots[0].set(markeredgecolor=CURVE, clip_on=False)
-    _mark_unscored(axes, known, fps)
+    mark_unscored(axes, known, fps)
     axes.set(xlim=(-0.5 / fps, (len(progress) - 0.5) / fps), ylim=(0, 1.03), ylabel="progress")
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -217,11 +219,11 @@ def _draw_stages(axes: "Axes", prediction: Prediction) -> None:
             alpha=0.85,
             linewidth=0,
         )
-        for stage, colour in enumerate(_stage_colours(len(prediction.stage_names)))
+        for stage, colour in enumerate(stage_colours(len(prediction.stage_names)))
     ]
     lines = np.where(source[:, None] < 0, np.nan, tops[source, :-1])
     axes.plot(x / fps, lines, color="white", linewidth=0.6)  # neighbours of a long ramp look much alike
-    names = [_legend_text(name) for name in prediction.stage_names]
+    names = [shortened(name, 26, 2) or name for name in prediction.stage_names]
     for boundary in prediction.boundaries:  # the frame that starts a stage begins half a frame before its own time
         line = axes.axvline((boundary - 0.5) / fps, color="white", linewidth=3, alpha=0.8)
         line = axes.axvline((boundary - 0.5) / fps, color=INK, linewidth=1.3, linestyle="--")
@@ -232,7 +234,7 @@ def _draw_stages(axes: "Axes", prediction: Prediction) -> None:
         axes.set_title(
             "computed frames only; those between were interpolated", loc="left", fontsize=10, color="#555555"
         )
-    _mark_unscored(axes, known, fps)
+    mark_unscored(axes, known, fps)
     _legend_beside(axes, handles, names)
 
 
@@ -270,7 +272,7 @@ def _draw_thumbnails(figure: "Figure", prediction: Prediction) -> None:
         axes = figure.add_axes((left, 0.055, width * 0.94, 0.125), anchor="S", gid=f"thumbnail {frame}")
         axes.set(xticks=[], yticks=[])
         if image is None:
-            axes.imshow(np.full((2, 2, 3), 205, dtype=np.uint8))
+            axes.imshow(np.full((2, 2, 3), MISSING))
             axes.text(0.5, 0.5, "cannot\nbe read", transform=axes.transAxes, ha="center", va="center", color="#444444")
         else:
             axes.imshow(image, interpolation="antialiased")
@@ -279,7 +281,7 @@ def _draw_thumbnails(figure: "Figure", prediction: Prediction) -> None:
         axes.set_xlabel(f"frame {frame:,}, {frame / prediction.fps:.2f} s\n{said}", fontsize=10, labelpad=4)
 
 
-def _mark_unscored(axes: "Axes", known: np.ndarray, fps: float) -> None:
+def mark_unscored(axes: "Axes", known: np.ndarray, fps: float) -> None:
     """Hatch the frames without progress."""
     edges = np.flatnonzero(np.diff(~known, prepend=False, append=False))
     for number, (first, last) in enumerate(edges.reshape(-1, 2)):
@@ -294,15 +296,3 @@ def _legend_beside(axes: "Axes", handles: "list[Artist]", names: list[str]) -> N
     axes.legend(
         handles, names, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=size, borderaxespad=0
     )
-
-
-def _legend_text(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder=" …")) or name
-
-
-def _stage_colours(num_stages: int) -> list:
-    import matplotlib
-
-    if num_stages <= len(STAGE_COLOURS):
-        return list(STAGE_COLOURS[:num_stages])
-    return [matplotlib.colormaps["viridis"](share) for share in np.linspace(0.05, 0.98, num_stages)]
