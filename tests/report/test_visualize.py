@@ -4,7 +4,6 @@ import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,6 @@ from PIL import Image
 
 from sarm_ray.cli import main
 from sarm_ray.config.loading import load_config
-from sarm_ray.config.score import ScoreConfig
 from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.data.annotation_io import read_annotations
 from sarm_ray.data.lerobot import open_dataset
@@ -433,54 +431,3 @@ def _declare(root: Path, camera: str) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     info["features"][camera] = info["features"][CAMERA]
     (root / "meta/info.json").write_text(json.dumps(info))
-
-
-# ------------------------------------------------------------------------------------------------ scoring first
-
-
-@pytest.fixture
-def scoring(monkeypatch) -> list[ScoreConfig]:
-    """Stands for the scoring run: the configs it was called with. It writes the file that it is asked for."""
-    called: list[ScoreConfig] = []
-    failures = [SimpleNamespace(episode_index=0, start=0, stop=40, message="damaged data")]
-
-    def score(config: ScoreConfig, quiet: bool) -> SimpleNamespace:
-        called.append(config)
-        write_progress(Path(config.output), run_config={"model": config.model, "image_key": CAMERA})
-        return SimpleNamespace(failures=failures if config.task else [])
-
-    monkeypatch.setattr("sarm_ray.pipelines.score.score", score)
-    return called
-
-
-def test_a_model_scores_the_chosen_episodes_first(root, tmp_path, scoring):
-    model = write_model(tmp_path / "m")
-    result = run("toy", "--model", model, "--num-visualizations", 2, "--encoder", "e", "--output-dir", "out")
-    assert result.exit_code == 0, result.output
-    output = tmp_path / "out/scores/sarm_progress.parquet"
-    assert scoring == [
-        ScoreConfig(
-            dataset="toy",
-            model=str(model),
-            output=str(output),
-            head_mode="both",
-            episodes="0,1",
-            encoder="e",
-            stage_probabilities=True,
-            num_visualizations=0,
-            overwrite=True,
-        )
-    ]
-    assert result.stdout == f"2 pictures of 2 episodes in {tmp_path / 'out'}\n"
-    assert f"\ndrawing   predictions of {output}, sparse (as asked for)\n" in f"\n{result.stderr}"
-    config = load_config(VisualizeConfig, str(tmp_path / "out/visualize.yaml"), {})
-    assert (config.model, config.encoder, config.progress, config.episodes) == (None, None, str(output), "0,1")
-
-
-def test_chunks_that_were_not_scored_are_named(root, tmp_path, scoring):
-    model = write_model(tmp_path / "m")
-    result = run("toy", "--model", model, "--episodes", "0", "--task", "t", "--type", "videos", "--output-dir", "out")
-    assert result.exit_code == 1
-    assert "note: 1 chunk was not scored (episode 0, frames 0 to 39: damaged data); all of them: " in result.stderr
-    assert result.stdout == f"1 video of 1 episode in {tmp_path / 'out'}\n"
-    assert scoring[0].episodes == "0"
