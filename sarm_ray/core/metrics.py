@@ -1,26 +1,15 @@
 """How good a reward model's progress is, on annotated episodes and on graded ones: spec/ours.md E.
 
-Each episode is reduced to a handful of numbers (`measure_episode`), so that a dataset of any size is looked at one episode
-at a time; all figures and their intervals over episodes come from those (`summarize_episodes`). Progress is judged in two
+Each episode is reduced to a handful of numbers, so that a dataset of any size is looked at one episode at a time; the
+figures and their intervals over episodes come from those (`core/figures.py`). Progress is judged in two
 views: `offline`, as the model scores a recording, and `live`, with the future cut at each frame.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sarm_ray.core.resampling import (
-    draw_counts,
-    interval,
-    pair_moments,
-    rank_correlation,
-    resampled_correlation,
-    weighted_auroc,
-    weighted_quantile,
-    weighted_r2,
-    weighted_ratio,
-)
+from sarm_ray.core.resampling import pair_moments, rank_correlation
 
 FALL = 0.1  # of progress, that counts as a drop
 FALL_WITHIN_S = 1.0
@@ -93,24 +82,6 @@ class EpisodeFacts:
     cut_scores: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One number.
-
-    Args:
-        name: such as `offline_progress_mse`.
-        value: NaN where nothing could be counted.
-        low, high: 95 % bootstrap interval over episodes; NaN where there is none.
-        num_episodes: that it rests on.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    num_episodes: int
-
-
 def measure_episode(
     views: dict[str, Prediction],
     truth: Truth | None,
@@ -134,7 +105,8 @@ def measure_episode(
     """
     facts = EpisodeFacts(grade=grade)
     succeeded = grade == 1 or (np.isnan(grade) and truth is not None and truth.progress[-1] > ANNOTATED_SUCCESS)
-    clean = succeeded and (truth is None or not truth.regressions(fps))
+    # a rollout that succeeded may have dropped the block on its way: without an annotation nobody knows
+    clean = succeeded and truth is not None and not truth.regressions(fps)
     for view, prediction in views.items():
         known = np.isfinite(prediction.progress)
         if not known.any():
@@ -149,7 +121,7 @@ def measure_episode(
             facts.moments[f"{view}_progress_r2"] = pair_moments(prediction.progress[known], truth.progress[known])
             facts.moments[f"{view}_clock_r2"] = pair_moments(prediction.progress[known], time[known])
     if "offline" in views:
-        _add_whole_episode(facts, views["offline"].progress, clean)
+        _add_whole_episode(facts, views["offline"].progress, succeeded)
     if "offline" in views and "live" in views:
         _add_cuts(facts, views["offline"].progress, views["live"].progress, truth, episode)
     if backwards is not None and clean:
@@ -163,12 +135,12 @@ def max_drawdown(progress: np.ndarray) -> float:
     return float((np.maximum.accumulate(known) - known).max(initial=0.0))
 
 
-def _add_whole_episode(facts: EpisodeFacts, progress: np.ndarray, clean: bool) -> None:
+def _add_whole_episode(facts: EpisodeFacts, progress: np.ndarray, succeeded: bool) -> None:
     known = progress[np.isfinite(progress)]
     if not len(known):
         return
     facts.final, facts.maximum = float(progress[-1]), float(known.max())
-    if clean:
+    if succeeded:
         rho = rank_correlation("spearman", known, np.flatnonzero(np.isfinite(progress)))
         facts.ratios["offline_voc"] = (0.0, 0.0) if np.isnan(rho) else (rho, 1.0)
 
@@ -177,8 +149,7 @@ def _against_truth(prediction: Prediction, truth: Truth, fps: float, chunk_size:
     progress = prediction.progress.astype(np.float64)
     error = progress - truth.progress
     measured = {"progress_mse": _share(error**2, error), "progress_mae": _share(np.abs(error), error)}
-    falls = [_falls_near(progress, frame, fps) for frame in truth.regressions(fps)]
-    measured["drop_detection"] = (float(sum(falls)), float(len(falls)))
+    measured |= _drops(progress, truth.regressions(fps), fps)
     measured |= _delta_signs(progress, truth.progress.astype(np.float64), chunk_size)
     if prediction.stage is not None and len(set(truth.stage.tolist())) > 1:
         measured["stage_accuracy"] = _share(prediction.stage == truth.stage, progress)
@@ -201,11 +172,23 @@ def falls_within(progress: np.ndarray, reach: int) -> np.ndarray:
     return np.maximum(np.where(np.isfinite(fall), fall, 0.0), 0.0)
 
 
-def _falls_near(progress: np.ndarray, frame: int, fps: float) -> bool:
-    """Whether progress falls by more than FALL within FALL_WITHIN_S, beginning at most that long before or after a frame."""
+def _drops(progress: np.ndarray, regressions: list[int], fps: float) -> dict[str, tuple[float, float]]:
+    """Which true regressions are seen, and how far what is seen can be trusted.
+
+    A fall is a run of frames from each of which progress falls by more than FALL within FALL_WITHIN_S; it sees a
+    regression if it has a frame at most that long before or after it. F1 sets regressions seen against those that were
+    missed and falls that saw none: a prediction that wobbles everywhere misses no drop, and has a low one.
+    """
     reach = max(round(FALL_WITHIN_S * fps), 1)
-    first, last = max(frame - reach, 0), frame + reach
-    return bool((falls_within(progress[first : last + reach + 1], reach)[: last - first + 1] > FALL).any())
+    falling = falls_within(progress, reach) > FALL
+    edges = np.flatnonzero(np.diff(falling, prepend=False, append=False)).reshape(-1, 2)
+    near = [(edges[:, 0] <= frame + reach) & (edges[:, 1] > frame - reach) for frame in regressions]
+    seen = float(sum(bool(each.any()) for each in near))
+    idle = len(edges) - int(np.any(near, axis=0).sum()) if near else len(edges)
+    return {
+        "drop_detection": (seen, float(len(regressions))),
+        "drop_f1": (2 * seen, seen + len(regressions) + idle),
+    }
 
 
 def _delta_signs(progress: np.ndarray, truth: np.ndarray, chunk_size: int) -> dict[str, tuple[float, float]]:
@@ -269,71 +252,3 @@ def _backward_falls(backwards: np.ndarray, truth: Truth | None, fps: float) -> t
         if len(known) > 1:
             seen.append(float(known[0] - known.min() > FALL))
     return sum(seen), float(len(seen))
-
-
-def summarize_episodes(episodes: Sequence[EpisodeFacts], seed: int = 0) -> list[Figure]:
-    """All figures that some episode has a share in, each with its interval.
-
-    Args:
-        episodes: E of them, each with a prediction.
-        seed: of the bootstrap.
-    """
-    if not episodes:
-        return []
-    counts = draw_counts(len(episodes), seed)
-    figures = []
-    for name in dict.fromkeys(name for each in episodes for name in each.ratios):
-        pairs = np.array([each.ratios.get(name, (0.0, 0.0)) for each in episodes])
-        num = int((pairs[:, 1] > 0).sum())
-        if num:
-            figures.append(Figure(name, *interval(weighted_ratio(counts, pairs[:, 0], pairs[:, 1])), num))
-    for name in dict.fromkeys(name for each in episodes for name in each.moments):
-        moments = np.array([each.moments.get(name, np.zeros(6)) for each in episodes])
-        figures.append(Figure(name, *interval(weighted_r2(counts, moments)), int((moments[:, 0] > 0).sum())))
-    return figures + _outcome_figures(episodes, counts) + _cut_figures(episodes, counts)
-
-
-def _outcome_figures(episodes: Sequence[EpisodeFacts], counts: np.ndarray) -> list[Figure]:
-    """Final progress against outcomes; for grading the highest progress counts, for success the last."""
-    grade, final, maximum = (
-        np.array([getattr(each, name) for each in episodes]) for name in ("grade", "final", "maximum")
-    )
-    graded = np.isfinite(grade) & np.isfinite(final)
-    classes = {"success": graded & (grade == 1), "failure": graded & (grade == 0)}
-    classes["partial"] = graded & ~classes["success"] & ~classes["failure"]
-    figures = []
-    told = classes["success"] | classes["failure"]
-    if classes["success"].any() and classes["failure"].any():
-        values = weighted_auroc(counts[:, told], final[told], classes["success"][told])
-        figures.append(Figure("auroc", *interval(values), int(told.sum())))
-    for name, kind in (("kendall_tau_b", "kendall"), ("grade_spearman", "spearman")):
-        if graded.sum() > 1 and np.ptp(grade[graded]) > 0:
-            values = resampled_correlation(counts[:, graded], kind, maximum[graded], grade[graded])
-            figures.append(Figure(name, *interval(values), int(graded.sum())))
-    for name, members in classes.items():
-        if members.any():
-            values = weighted_ratio(counts, np.where(members, final, 0.0), members.astype(np.float64))
-            figures.append(Figure(f"final_{name}", *interval(values), int(members.sum())))
-    failed = classes["failure"]
-    if failed.any():
-        values = weighted_ratio(counts, (failed & (final > DONE)).astype(np.float64), failed.astype(np.float64))
-        figures.append(Figure("failures_above_0.8", *interval(values), int(failed.sum())))
-    return figures
-
-
-def _cut_figures(episodes: Sequence[EpisodeFacts], counts: np.ndarray) -> list[Figure]:
-    owner = np.repeat(np.arange(len(episodes)), [len(each.cut_scores) for each in episodes])
-    if not len(owner):
-        return []
-    difference = np.concatenate([each.cut_differences for each in episodes])
-    number = np.bincount(owner, minlength=len(episodes)).astype(np.float64)
-    total = np.bincount(owner, weights=difference, minlength=len(episodes))
-    high = np.bincount(
-        owner, weights=np.concatenate([each.cut_scores for each in episodes]) > DONE, minlength=len(episodes)
-    )
-    num = int((number > 0).sum())
-    return [
-        Figure("truncation_mean", *interval(weighted_ratio(counts, total, number)), num),
-        Figure("truncation_p95", *interval(weighted_quantile(counts, difference, owner, 0.95)), num),
-        Figure("truncated_above_0.8", *interval(weighted_ratio(counts, high, number)), num),
-    ]

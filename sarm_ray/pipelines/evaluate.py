@@ -18,7 +18,8 @@ from sarm_ray.config.evaluate import EvaluateConfig
 from sarm_ray.config.loading import dump_config
 from sarm_ray.config.score import ScoreConfig
 from sarm_ray.console import say, tell
-from sarm_ray.core.metrics import EpisodeFacts, Prediction, measure_episode, summarize_episodes
+from sarm_ray.core.figures import summarize_episodes
+from sarm_ray.core.metrics import EpisodeFacts, Prediction, measure_episode
 from sarm_ray.core.probe import Probe
 from sarm_ray.core.rabc import DeltaDistribution, progress_deltas, summarize_weights
 from sarm_ray.data import progress_io, storage

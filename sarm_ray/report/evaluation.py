@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sarm_ray.console import duration
-from sarm_ray.core.metrics import Figure
+from sarm_ray.core.figures import Figure
 from sarm_ray.core.rabc import RabcSummary, is_healthy
 
 VIEWS = ("offline", "live", "time", "probe")
-VIEW_TITLES = {"offline": "offline", "live": "live", "time": "clock alone", "probe": "one frame"}
+VIEW_TITLES = {"offline": "offline", "live": "live", "time": "time alone", "probe": "one frame, linear"}
 LABELS = {
     "progress_mse": "progress MSE",
     "progress_mae": "progress MAE",
@@ -18,6 +18,7 @@ LABELS = {
     "delta_sign": "delta has the true sign",
     "delta_sign_falling": "  where progress falls",
     "drop_detection": "drops detected",
+    "drop_f1": "  F1 with the falls that are none",
     "reversed_drop_detection": "drops detected, played backwards",
     "false_drawdowns": "false drawdowns",
     "jumps": "jumps from frame to frame",
@@ -35,7 +36,7 @@ LABELS = {
     "truncation_p95": "cut off: 95th percentile of it",
     "truncated_above_0.8": "cut off, yet scored above 0.8",
 }
-LABEL_WIDTH, CELL_WIDTH = 34, 21
+LABEL_WIDTH, CELL_WIDTH = 36, 25
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def diagnose(figures: Sequence[Figure], rabc: RabcSummary, chunk_size: int) -> l
         )
     if above("offline_false_drawdowns", 0.15) or above("offline_jumps", 0.02):
         found.append(
-            "jumps: progress falls or leaps on clean episodes. Train longer or on more episodes; stages that look alike in a "
-            "single frame are better merged"
+            "jumps: progress falls or leaps on clean episodes. Train longer or on more episodes; stages that look alike "
+            "in a single frame are better merged"
         )
     if below("offline_stage_accuracy", 0.8):
         found.append("confuses stages: check that they are annotated alike in all episodes (sarm-ray inspect)")

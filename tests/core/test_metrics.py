@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sarm_ray.core.figures import summarize_episodes
 from sarm_ray.core.metrics import (
     Prediction,
     Truth,
     falls_within,
     max_drawdown,
     measure_episode,
-    summarize_episodes,
 )
 
 FPS = 10.0
@@ -54,11 +54,13 @@ def test_a_perfect_prediction():
     expected = {
         "offline_progress_mse": 0, "offline_progress_mae": 0, "offline_stage_accuracy": 1, "offline_boundary_error_s": 0,
         "offline_delta_sign": 1, "offline_delta_sign_falling": 1, "offline_drop_detection": 1, "live_drop_detection": 1,
-        "offline_false_drawdowns": 0, "offline_voc": 1, "offline_progress_r2": 1, "truncation_mean": 0,
+        "offline_false_drawdowns": 0, "offline_progress_r2": 1, "truncation_mean": 0,
         "truncation_p95": 0, "truncated_above_0.8": 0,
     }  # fmt: skip
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, abs=1e-6), name
+    assert found["offline_voc"].num_episodes == 2  # blind to the drop, or nearly
+    assert 0.7 < found["offline_voc"].value < 1
     assert found["offline_drop_detection"].num_episodes == 1
     assert found["offline_false_drawdowns"].num_episodes == 1  # the other one falls for a reason
     assert found["offline_clock_r2"].value < 0.7
@@ -87,6 +89,18 @@ def test_a_fall_counts_within_a_second_of_the_drop(late, seen):
     assert figures(measure(progress, DROPPED))["offline_drop_detection"].value == seen
 
 
+def test_a_prediction_that_wobbles_sees_every_drop_and_is_not_trusted():
+    wobble = np.where(np.arange(80) % 8 < 4, 0.6, 0.3)
+    found = figures(measure(wobble, DROPPED))
+    assert found["offline_drop_detection"].value == 1
+    falls = np.arange(80)[:-1][np.diff(wobble) < 0]  # 3, 11, ... 75: each is one run of falling frames
+    near = [fall for fall in falls if fall >= 35 - 10 and fall - 3 <= 35 + 10]
+    assert found["offline_drop_f1"].value == pytest.approx(2 / (1 + 1 + len(falls) - len(near)))
+    sure = np.where(np.arange(80) < 35, 0.6, 0.3)
+    assert figures(measure(sure, DROPPED))["offline_drop_f1"].value == 1
+    assert figures(measure(np.full(80, 0.5), DROPPED))["offline_drop_f1"].value == 0
+
+
 def test_a_slow_decline_is_no_drop():
     progress = 0.9 - 0.009 * np.arange(80)
     assert figures(measure(progress, DROPPED))["offline_drop_detection"].value == 0
@@ -112,11 +126,13 @@ def test_frames_without_progress_count_nowhere():
     assert figures(measure(np.full(40, np.nan), CLEAN, stage=np.full(40, -1))) == {}
 
 
-def test_false_drawdowns_of_successes_alone():
-    wobble = np.array([0, 0.5, 0.35, 1.0])
-    assert figures(measure(wobble, grade=1.0))["offline_false_drawdowns"].value == 1
-    assert "offline_false_drawdowns" not in figures(measure(wobble, grade=0.0))
-    assert "offline_false_drawdowns" not in figures(measure(wobble))  # nobody says how it ended
+def test_false_drawdowns_of_annotated_successes_alone():
+    wobble = np.clip(CLEAN.progress + np.where(np.arange(40) == 20, -0.3, 0), 0, 1)
+    assert figures(measure(wobble, CLEAN))["offline_false_drawdowns"].value == 1
+    assert figures(measure(wobble, CLEAN, grade=1.0))["offline_false_drawdowns"].value == 1
+    assert "offline_false_drawdowns" not in figures(measure(wobble, CLEAN, grade=0.0))
+    assert "offline_false_drawdowns" not in figures(measure(np.tile(wobble, 2), DROPPED))
+    assert "offline_false_drawdowns" not in figures(measure(wobble, grade=1.0))  # it may have dropped and recovered
 
 
 def test_outcomes():
@@ -167,7 +183,9 @@ def test_backwards_every_fifth_of_the_progress_should_fall():
     found = figures(measure(CLEAN.progress, CLEAN, backwards=back))
     assert found["offline_reversed_drop_detection"].value == 1
     half = np.where(back > 0.5, 0.9, back)
-    assert figures(measure(CLEAN.progress, CLEAN, backwards=half))["offline_reversed_drop_detection"].value == pytest.approx(0.6)
+    assert figures(measure(CLEAN.progress, CLEAN, backwards=half))[
+        "offline_reversed_drop_detection"
+    ].value == pytest.approx(0.6)
     assert "offline_reversed_drop_detection" not in figures(measure(DROPPED.progress, DROPPED, backwards=back))
 
 

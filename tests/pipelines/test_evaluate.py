@@ -75,7 +75,7 @@ def test_figures_are_those_of_lerobots_scores(tmp_path):
     assert (found["num_episodes"], found["num_annotated"], found["num_graded"], found["failures"]) == (6, 6, 5, [])
     assert found["diagnosis"].keys() == {"sparse", "dense"}
     assert "progress MSE" in result.stdout
-    assert "clock alone" in result.stdout
+    assert "time alone" in result.stdout
     assert not list((tmp_path / "evaluation.json.run").glob("parts-*"))
     written = load_config(EvaluateConfig, str(tmp_path / "evaluation.json.run/config.yaml"), {})
     assert (written.chunk_size, written.labels) == (30, str(labels))
