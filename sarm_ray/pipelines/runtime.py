@@ -264,8 +264,7 @@ def _share_heaps() -> None:
 
 def _start_local() -> None:
     memory = psutil.virtual_memory().available
-    umask = os.umask(0o077)
-    try:
+    with _private_token():
         ray.init(
             "local",
             include_dashboard=False,
@@ -274,8 +273,20 @@ def _start_local() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    finally:
-        os.umask(umask)
+
+
+@contextlib.contextmanager
+def _private_token() -> Iterator[None]:
+    """Let nobody else read the token that Ray makes for its user's clusters.
+
+    By the folder, not by the umask: workers would inherit that, and nobody else could read what they write.
+    """
+    folder = Path.home() / ".ray"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    made = not (folder / "auth_token").exists()
+    yield
+    if made and (folder / "auth_token").exists():
+        (folder / "auth_token").chmod(0o600)
 
 
 def _survey() -> Cluster:

@@ -1,5 +1,6 @@
 """`sarm-ray score` on LeRobot's own fixtures and on real robot video: values, rows, files and words."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +57,18 @@ def whole(base, tmp_path_factory) -> Path:
 @needs_parity
 @pytest.mark.parity
 def test_the_command_equals_lerobots_own_output(tmp_path):
+    (tmp_path / "home").mkdir()
     output = tmp_path / "out.parquet"
     result = sarm_ray(
         "score", PARITY / "dataset_v3", "--model", SARM_TINY, "--encoder", CLIP_TINY, "--head-mode", "both",
         "--precision", "fp32", "--output", output, "--cache", tmp_path / "features",
+        env={**os.environ, "HOME": str(tmp_path / "home")}, umask=0o022,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    written = [output, *(tmp_path / "features").rglob("*.parquet"), *Path(f"{output}.run").glob("*.*")]
+    assert len(written) > 4
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o644}  # for others to read, whoever wrote them
+    assert (tmp_path / "home/.ray/auth_token").stat().st_mode & 0o777 == 0o600
     ours, theirs = pq.read_table(output), pq.read_table(EXPECTED / "progress_both.parquet")
     assert [(f.name, f.type) for f in ours.schema] == [(f.name, f.type) for f in theirs.schema]
     assert ours.schema.metadata[b"reward_model_path"] == SARM_TINY.encode()
