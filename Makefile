@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv test check lint types clean
+.PHONY: venv demo test slow check lint types clean
 
 venv: $(VENV)/.stamp
 
@@ -12,8 +12,14 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+demo: venv
+	$(BIN)/sarm-ray demo
+
 test: venv
 	$(BIN)/python -m pytest
+
+slow: venv   # the whole demo on five seeds: half an hour and more
+	$(BIN)/python -m pytest -m slow
 
 lint: venv
 	$(BIN)/ruff check .

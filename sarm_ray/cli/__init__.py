@@ -15,6 +15,7 @@ from sarm_ray.bench.commands import bench
 from sarm_ray.cli.evaluate import evaluate
 from sarm_ray.cli.inspect import inspect
 from sarm_ray.cli.options import EPILOG
+from sarm_ray.cli.report import report
 from sarm_ray.cli.score import score
 from sarm_ray.cli.train import train
 from sarm_ray.cli.visualize import visualize
@@ -49,5 +50,5 @@ def main() -> None:
     """SARM, the stage-aware reward model for robot video, on a Ray cluster."""
 
 
-for command in (inspect, train, score, evaluate, weights, visualize, bench):
+for command in (inspect, train, score, evaluate, weights, visualize, report, bench):
     main.add_command(command)

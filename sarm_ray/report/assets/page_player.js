@@ -1,0 +1,109 @@
+// What plays an opened episode, and what is to be seen of it.
+
+const SPEEDS = [0.25, 0.5, 1, 2, 4];
+let speed = 1;
+
+// Two kinds of transport with one face: a video, and a clock that scrubs the pictures of an episode without one.
+function videoTransport(video, e) {
+  const stop = e.videoFrames / FPS;
+  return {
+    get time() {
+      return video.currentTime;
+    },
+    get playing() {
+      return !video.paused && !video.ended;
+    },
+    // a quarter of a frame in, so that rounding never shows the frame before
+    seek(time) {
+      video.currentTime = Math.min((Math.round(time * FPS) + 0.25) / FPS, Math.max(stop - 0.25 / FPS, 0));
+    },
+    play() {
+      video.playbackRate = speed;
+      video.play().catch(() => {});
+    },
+    pause() {
+      video.pause();
+    },
+    setSpeed() {
+      video.playbackRate = speed;
+    },
+    close() {
+      video.pause();
+      video.removeAttribute("src");
+      video.load();
+    },
+  };
+}
+function clockTransport(node, e) {
+  const stop = (e.length - 1) / FPS;
+  let base = 0,
+    since = null;
+  const now = () => (since === null ? base : Math.min(base + ((performance.now() - since) / 1000) * speed, stop));
+  const settle = () => {
+    base = now();
+    if (since !== null) since = performance.now();
+  };
+  return {
+    get time() {
+      return now();
+    },
+    get playing() {
+      return since !== null && now() < stop;
+    },
+    seek(time) {
+      base = Math.min(Math.max(time, 0), stop);
+      if (since !== null) since = performance.now();
+    },
+    play() {
+      if (now() >= stop) base = 0;
+      since = performance.now();
+    },
+    pause() {
+      settle();
+      since = null;
+    },
+    setSpeed: settle,
+    show() {
+      if (e.strip) showPicture(node, e, Math.round((stop > 0 ? now() / stop : 0) * (STRIP_FRAMES - 1)));
+    },
+    close() {
+      since = null;
+    },
+  };
+}
+
+function scene(e) {
+  return e.video === null ? sceneOfPictures(e) : sceneOfVideo(e);
+}
+
+function sceneOfPictures(e) {
+  const missing = e.problem ? "video cannot be read" : "no pictures";
+  const shown = e.strip ? picture(e, 0) : div("picture empty", missing);
+  const few = `Only some episodes of a large report have a video. The nearest of ${STRIP_FRAMES} pictures is shown.`;
+  const why = e.problem || (e.strip && few);
+  const title = e.problem ? "The video cannot be read" : "Pictures only";
+  viewer.transport = clockTransport(shown, e);
+  return div("stage", shown, el("p", { class: "note" }, el("strong", null, title), why && `: ${why}`));
+}
+
+function sceneOfVideo(e) {
+  const label = `Video of episode ${e.number}`;
+  const video = el("video", { playsinline: true, preload: "auto", tabindex: "-1", "aria-label": label });
+  video.muted = true;
+  const media = $(`media-${e.i}`);
+  if (media) {
+    const bytes = Uint8Array.from(atob(media.textContent), (letter) => letter.charCodeAt(0));
+    viewer.url = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+  }
+  video.src = viewer.url || e.video;
+  const until = `From ${seconds(e.videoFrames / FPS)} on there is no picture: ${e.problem}`;
+  const note = el("p", { class: "note" }, e.problem && until);
+  const gone = `${e.video} should be beside this page, and is not.`;
+  const excuse = media ? "This browser does not play the video (H.264)." : gone;
+  video.addEventListener("error", () => {
+    if (viewer.episode === e) note.textContent = excuse;
+  });
+  video.addEventListener("click", playOrPause);
+  viewer.transport = videoTransport(video, e);
+  return div("stage", video, note);
+}

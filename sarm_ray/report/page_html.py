@@ -1,0 +1,73 @@
+"""One HTML file from the parts in assets/: style, scripts and data inside it, and nothing that it would have to ask for.
+
+Texts from datasets reach the page as JSON in a script element that is never run, with every character escaped that HTML
+could take for a tag; the scripts put them on screen as text alone.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+STYLES = ("page.css", "page_viewer.css")
+SCRIPTS = (
+    "page.js",
+    "page_headline.js",
+    "page_list.js",
+    "page_chart.js",
+    "page_player.js",
+    "page_episode.js",
+    "page_weights.js",
+)
+START = "startWeights();\nstartList();\nstartViewer();"
+
+
+def assemble_page(title: str, data: Mapping[str, Any], embedded: Mapping[int, str]) -> bytes:
+    """The page.
+
+    Args:
+        title: of the window; any text.
+        data: what the scripts read; JSON without NaN.
+        embedded: number -> a file in base64, which becomes the element `media-<number>`.
+    """
+    assets = files("sarm_ray.report").joinpath("assets")
+    styles, scripts = (
+        "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in names) for names in (STYLES, SCRIPTS)
+    )
+    media = (f'<script type="text/plain" id="media-{place}">{text}</script>' for place, text in embedded.items())
+    parts = {
+        "title": html.escape(title),
+        "style": styles,
+        "data": safe_json(data),
+        "media": "\n".join(media),
+        "script": f'(() => {{\n"use strict";\n{scripts}\n{START}\n}})();',
+    }
+    page = assets.joinpath("page.html").read_text(encoding="utf-8")
+    pieces = page.split("{{")  # in one go, so that no part is looked for inside another
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}}")
+        filled += [parts[name], rest]
+    return "".join(filled).encode()
+
+
+def safe_json(value: Any) -> str:
+    """JSON that can stand inside a script element, whatever texts are in it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def packed(values: np.ndarray | None) -> str | None:
+    """An array's bytes, little endian, in base64; None stays."""
+    if values is None:
+        return None
+    return base64.b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+def number_or_none(value: float, digits: int = 4) -> float | None:
+    """Rounded; None where it is NaN, which JSON does not have."""
+    return round(float(value), digits) if np.isfinite(value) else None
