@@ -23,7 +23,7 @@ class Segments:
 
     Args:
         offsets: (E + 1,) int64; episode e has the segments offsets[e] to offsets[e + 1], none where it is not annotated.
-        stage: (S,) int64, position among the head's stages.
+        stage: (S,) int64, position among the head's stages; -1 is none of them.
         start, end: (S,) int64, frames inside the episode, half-open.
         interrupted: (S,) bool, did not complete its stage.
     """
@@ -88,6 +88,7 @@ def completed_durations(segments: Segments, num_stages: int) -> np.ndarray:
 
 def _mean_durations(segments: Segments, chosen: np.ndarray, num_stages: int) -> np.ndarray:
     """Mean duration by stage of the chosen segments, (S,) bool -> (K,) float64; NaN where none is."""
+    chosen = chosen & (segments.stage >= 0)
     stage, duration = segments.stage[chosen], (segments.end - segments.start)[chosen]
     count = np.bincount(stage, minlength=num_stages)
     total = np.bincount(stage, weights=duration, minlength=num_stages)

@@ -5,12 +5,14 @@ copy of the sparse ones that older versions read); lists, null where an episode 
 same names as keys of episodes.jsonl. Beside them, meta/temporal_proportions_{sparse,dense}.json: name -> mean share.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sarm_ray.core.targets import Segments, annotated_segments
 from sarm_ray.data.episode_table import read_episode_columns
 from sarm_ray.data.json_files import read_json
 from sarm_ray.data.lerobot import Dataset
@@ -69,6 +71,34 @@ def read_annotations(dataset: Dataset) -> dict[str, Annotations]:
     table = read_episode_columns(dataset, columns)
     kinds = [kind for kind, prefix in PREFIXES.items() if f"{prefix}subtask_names" in table.column_names]
     return {kind: _from_columns(dataset, kind, table) for kind in kinds}
+
+
+def annotation_of(annotations: dict[str, Annotations], kind: str) -> Annotations | None:
+    """The sparse or dense annotation of a dataset; older tools wrote the sparse one without a prefix."""
+    return annotations.get(kind) or (annotations.get("unprefixed") if kind == "sparse" else None)
+
+
+def segments_by_stage(own: Annotations, stages: Sequence[str], outcomes: np.ndarray | None = None) -> Segments:
+    """The annotated segments by a head's stages: what targets are made of, in training, evaluation and pictures alike.
+
+    An episode that ends before the last stage, or whose outcome is no success, did not complete its last segment.
+
+    Args:
+        own: annotations of one kind.
+        stages: K names in order; a segment of another name gets stage -1.
+        outcomes: (E,) float64 in 0..1, NaN where not known.
+
+    Raises:
+        ValueError: a segment that ends before it starts.
+    """
+    number = {name: place for place, name in enumerate(stages)}
+    stage = np.array([number.get(name, -1) for name in own.stages], dtype=np.int64)[own.stage]
+    success = np.zeros(len(own.broken), dtype=bool)
+    order = np.lexsort((own.start, own.row))
+    success[own.row[order]] = stage[order] == len(stages) - 1  # the last assignment counts: the last segment in time
+    if outcomes is not None:
+        success &= ~(outcomes < 1)
+    return annotated_segments(own.offsets, stage, own.start, own.end, success)
 
 
 def read_proportions(dataset: Dataset, kind: str) -> dict[str, float] | None:

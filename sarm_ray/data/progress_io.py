@@ -24,6 +24,7 @@ from sarm_ray.data import storage
 from sarm_ray.errors import DatasetError, name_list
 
 ROWS_PER_GROUP = 2**20
+PROGRESS_FILE = "sarm_progress.parquet"  # LeRobot's name for it
 PARTS_PREFIX = "parts-"
 PART_KEYS = ["episode_index", "start", "num_holes"]
 FAILED_SCHEMA = pa.schema(

@@ -25,7 +25,7 @@ from sarm_ray.pipelines.runtime import Cluster, call_aside, connect, peak_rss_by
 from sarm_ray.pipelines.score_chunks import Scoring, score_missing
 from sarm_ray.pipelines.score_output import write_output
 from sarm_ray.pipelines.score_pictures import PICTURES_FOLDER, draw_pictures
-from sarm_ray.pipelines.score_plan import PROGRESS_FILE, ScorePlan, plan_scores, refuse_finished
+from sarm_ray.pipelines.score_plan import ScorePlan, plan_scores, refuse_finished
 from sarm_ray.pipelines.score_report import DatasetReport, ScoreReport, describe_plans, measure_run
 from sarm_ray.pipelines.stopping import MARKER_PREFIX, Stop, stop_on_signal
 from sarm_ray.report.advice import describe_rabc
@@ -124,7 +124,7 @@ def _push(plan: ScorePlan, quiet: bool) -> None:
     repo_id, branch = plan.push_to
     message = f"SARM progress by {plan.checkpoint.name}"
     try:
-        url = upload_to_hub(repo_id, "dataset", {PROGRESS_FILE: plan.output}, message, branch)
+        url = upload_to_hub(repo_id, "dataset", {progress_io.PROGRESS_FILE: plan.output}, message, branch)
     except SarmRayError as error:
         raise type(error)(f"{plan.output} is complete, but {error}; run the same command again to push it") from error
     if not quiet:

@@ -20,6 +20,7 @@ from sarm_ray.core.windows import (
 )
 from sarm_ray.data import hub, progress_io, storage
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
+from sarm_ray.data.progress_io import PROGRESS_FILE
 from sarm_ray.data.rows import episode_texts
 from sarm_ray.errors import (
     ConfigError,
@@ -41,8 +42,6 @@ from sarm_ray.pipelines.inputs import (
     select_episodes,
 )
 from sarm_ray.pipelines.runtime import Cluster
-
-PROGRESS_FILE = "sarm_progress.parquet"
 
 
 @dataclass(frozen=True)

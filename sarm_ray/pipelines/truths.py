@@ -9,7 +9,7 @@ from sarm_ray.core.metrics import Truth
 from sarm_ray.core.progress import normalize_progress
 from sarm_ray.core.subtasks import whole_episode_targets
 from sarm_ray.core.targets import Segments, completed_durations, episode_targets
-from sarm_ray.data.annotation_io import Annotations, read_annotations
+from sarm_ray.data.annotation_io import Annotations, annotation_of, read_annotations
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.errors import name_list
 from sarm_ray.model.checkpoint import SarmConfig
@@ -77,8 +77,8 @@ def read_truths(
             ended_well = np.isnan(grades) | (grades == 1)
             truths[head] = HeadTruths(config.breakpoints(head), ended_well, None, np.ones(1))
             continue
-        own = kinds.get(head) or (kinds.get("unprefixed") if head == "sparse" else None)
-        truths[head] = _annotated_truths(dataset, config, head, tuple(names or ()), own, rows, notices)
+        own = annotation_of(kinds, head)
+        truths[head] = _annotated_truths(dataset, config, head, tuple(names or ()), own, rows, grades, notices)
     return truths
 
 
@@ -89,6 +89,7 @@ def _annotated_truths(
     names: tuple[str, ...],
     own: Annotations | None,
     rows: np.ndarray,
+    grades: np.ndarray,
     notices: list[str],
 ) -> HeadTruths:
     breakpoints, nothing = config.breakpoints(head), np.zeros(len(dataset.length), dtype=bool)
@@ -97,7 +98,7 @@ def _annotated_truths(
     if own is None or not (own.annotated & chosen).any():
         notices.append(f"no chosen episode has {head} subtasks; figures that need them are left out")
         return HeadTruths(breakpoints, nothing, None, np.ones(len(names)))
-    segments = head_segments(dataset, own, names)
+    segments = head_segments(dataset, own, names, grades)
     known = own.annotated.copy()
     known[segments.row[segments.stage < 0]] = False
     strange = np.flatnonzero(own.annotated & ~known & chosen)

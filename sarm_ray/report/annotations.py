@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sarm_ray.data.annotation_io import Annotations
+from sarm_ray.data.annotation_io import Annotations, annotation_of
 from sarm_ray.report.pictures import (
     DPI,
     FAINT,
@@ -74,11 +74,6 @@ class AnnotatedEpisode:
 
 def annotation_name(episode_index: int, kind: str) -> str:
     return f"episode_{episode_index:04d}_{kind}.png"
-
-
-def annotation_of(annotations: dict[str, Annotations], kind: str) -> Annotations | None:
-    """The sparse or dense annotation of a dataset; older tools wrote the sparse one without a prefix."""
-    return annotations.get(kind) or (annotations.get("unprefixed") if kind == "sparse" else None)
 
 
 def episode_subtasks(annotations: dict[str, Annotations], kind: str, row: int) -> tuple[Subtask, ...]:

@@ -9,19 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sarm_ray.core.progress import normalize_progress, stage_breakpoints
-from sarm_ray.core.subtasks import stage_numbers
 from sarm_ray.core.targets import (
     Segments,
-    annotated_segments,
     completed_durations,
     episode_targets,
     temporal_proportions,
 )
 from sarm_ray.data import storage
-from sarm_ray.data.annotation_io import Annotations
+from sarm_ray.data.annotation_io import Annotations, annotation_of, segments_by_stage
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.errors import DatasetError
-from sarm_ray.report.annotations import annotation_of, stage_order
+from sarm_ray.report.annotations import stage_order
 from sarm_ray.report.page_data import NO_VALUE, Curves, point_frames, quantize_progress
 from sarm_ray.report.scored import Scores, Stages
 
@@ -78,19 +76,12 @@ def read_lanes(dataset: Dataset, curves: Curves, scores: Scores, head: str, outc
 
 
 def _annotated_stages(own: Annotations, model: Stages | None, outcomes: np.ndarray) -> tuple[Stages, Segments]:
-    """The annotation by the model's stages, or by its own where those are of another task.
-
-    An episode that ends before the last stage, or whose outcome is no success, did not complete its last segment.
-    """
+    """The annotation by the model's stages, or by its own where those are of another task."""
     fits = model is not None and set(own.stages) <= set(model.names)
     names = model.names if fits and model is not None else stage_order(own)
     if len(names) >= NO_STAGE:
         raise ValueError(f"it has {len(names)} stages")
-    stage = stage_numbers(own.stages, names)[own.stage]
-    success = np.zeros(len(own.annotated), dtype=bool)
-    order = np.lexsort((own.start, own.row))
-    success[own.row[order]] = stage[order] == len(names) - 1  # the last assignment counts: the last segment in time
-    segments = annotated_segments(own.offsets, stage, own.start, own.end, success & ~(outcomes < 1))
+    segments = segments_by_stage(own, names, outcomes)
     if fits and model is not None:
         return model, segments
     listed = own.proportions is not None and set(own.proportions) == set(names)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sarm_ray.core.progress import normalize_progress
-from sarm_ray.core.subtasks import stage_boundaries, stage_targets
-from sarm_ray.data.annotation_io import Annotations
+from sarm_ray.core.targets import completed_durations, episode_targets
+from sarm_ray.data.annotation_io import Annotations, annotation_of, segments_by_stage
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.errors import VideoError
-from sarm_ray.report.annotations import episode_subtasks
 from sarm_ray.report.pictures import (
     CURVE,
     FAINT,
@@ -91,17 +90,22 @@ def with_annotation(
         row: position of the episode in the table.
         breakpoints: (K + 1,) float64, progress at which each stage begins.
     """
-    subtasks = episode_subtasks(annotations, prediction.head, row)
-    if not subtasks:
+    own = annotation_of(annotations, prediction.head)
+    if own is None or not own.annotated[row]:
         return prediction
-    names, starts, ends = zip(*((each.name, each.start, each.end) for each in subtasks), strict=True)
     length = len(prediction.progress)
     try:
-        stage, tau = stage_targets(names, starts, ends, prediction.stage_names, length)
-    except ValueError:  # stages of another task, or an annotation that `inspect` calls bad
+        segments = segments_by_stage(own, prediction.stage_names)
+        segment = slice(segments.offsets[row], segments.offsets[row + 1])
+        if (segments.stage[segment] < 0).any() and len(prediction.stage_names) > 1:
+            return prediction  # stages of another task
+        durations = completed_durations(segments, len(prediction.stage_names))
+        stage, tau = episode_targets(segments, row, durations, length)
+    except ValueError:  # an annotation that `inspect` calls bad
         return prediction
     truth = normalize_progress(stage + tau, breakpoints)
-    boundaries = tuple(frame for frame, _ in stage_boundaries(names, starts, length))
+    starts = segments.start[segment].tolist()
+    boundaries = tuple(start for start in starts if 0 < start < length)
     return replace(prediction, truth=truth, boundaries=boundaries, annotated_stage=stage)
 
 

@@ -22,13 +22,13 @@ from sarm_ray.core.progress import stage_breakpoints
 from sarm_ray.core.subtasks import stage_numbers
 from sarm_ray.core.targets import annotated_segments, temporal_proportions
 from sarm_ray.data import hub, storage
-from sarm_ray.data.annotation_io import Annotations
+from sarm_ray.data.annotation_io import Annotations, annotation_of
 from sarm_ray.data.json_files import read_json
 from sarm_ray.data.lerobot import Dataset, fetch_files
 from sarm_ray.data.progress_io import read_episode_probabilities, read_episode_progress
 from sarm_ray.data.rows import episode_texts
 from sarm_ray.errors import DatasetError, SarmRayError, name_list
-from sarm_ray.report.annotations import annotation_of, stage_order
+from sarm_ray.report.annotations import stage_order
 from sarm_ray.report.predictions import Prediction, with_annotation
 
 HEADS = ("sparse", "dense")

@@ -15,11 +15,11 @@ from sarm_ray.config.loading import dump_config, require
 from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.console import Progress, say, tell
 from sarm_ray.data import storage
+from sarm_ray.data.annotation_io import annotation_of
 from sarm_ray.errors import DatasetError, VideoError
 from sarm_ray.report.annotations import (
     AnnotatedEpisode,
     annotation_name,
-    annotation_of,
     draw_annotation,
     episode_subtasks,
     mid_frame,

@@ -8,12 +8,12 @@ import numpy as np
 from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.core.episodes import parse_selection
 from sarm_ray.data import storage
-from sarm_ray.data.annotation_io import Annotations, read_annotations
+from sarm_ray.data.annotation_io import Annotations, annotation_of, read_annotations
 from sarm_ray.data.lerobot import Dataset, open_dataset
+from sarm_ray.data.progress_io import PROGRESS_FILE
 from sarm_ray.errors import ConfigError, DatasetError, name_list, nearest
-from sarm_ray.report.annotations import annotation_of
 from sarm_ray.report.scored import HEADS, Scores, open_scores
-from sarm_ray.report.weights import PROGRESS_FILE, find_progress
+from sarm_ray.report.weights import find_progress
 
 DEFAULT_FOLDER = "sarm_viz"
 SCORES_FOLDER = "scores"  # of a run that scores first; nothing else is in there, so it may be replaced

@@ -28,7 +28,7 @@ from sarm_ray.core.rabc import (
 )
 from sarm_ray.data import hub, storage
 from sarm_ray.data.outcomes import read_outcomes
-from sarm_ray.data.progress_io import read_progress_blocks, write_progress
+from sarm_ray.data.progress_io import PROGRESS_FILE, read_progress_blocks, write_progress
 from sarm_ray.errors import ConfigError, DatasetError, OutputExistsError
 from sarm_ray.report.advice import (
     decimals,
@@ -40,7 +40,6 @@ from sarm_ray.report.advice import (
     percent,
 )
 
-PROGRESS_FILE = "sarm_progress.parquet"
 COLUMNS = [
     ("index", pa.int64()),
     ("episode_index", pa.int64()),

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sarm_ray.core.targets import Segments, annotated_segments, completed_durations, temporal_proportions
-from sarm_ray.data.annotation_io import Annotations, read_annotations, read_proportions
+from sarm_ray.core.targets import Segments, completed_durations, temporal_proportions
+from sarm_ray.data.annotation_io import (
+    Annotations,
+    annotation_of,
+    read_annotations,
+    read_proportions,
+    segments_by_stage,
+)
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.errors import DatasetError, name_list
 
@@ -96,7 +102,7 @@ def _annotated_head(kind: str, datasets: Sequence[Dataset], rows: Sequence[np.nd
 def _read_kind(dataset: Dataset, kind: str, mode: str) -> Annotations:
     """The annotation of a kind; the columns without a prefix, which older tools wrote, are sparse."""
     kinds = read_annotations(dataset)
-    found = kinds.get(kind) or (kinds.get("unprefixed") if kind == "sparse" else None)
+    found = annotation_of(kinds, kind)
     if found is None or not found.annotated.any():
         what = "has no" if found is None else "has an empty"
         raise DatasetError(
@@ -144,15 +150,12 @@ def _usual_order(own: Annotations, chosen: np.ndarray, by_episode: dict[int, tup
     return tuple(sorted(start, key=lambda name: start[name]))
 
 
-def head_segments(dataset: Dataset, own: Annotations, stages: tuple[str, ...]) -> Segments:
-    """Segments by the head's stages. An episode that ends before the last stage has not succeeded."""
-    number = {name: place for place, name in enumerate(stages)}
-    stage = np.array([number.get(name, -1) for name in own.stages], dtype=np.int64)[own.stage]
-    success = np.zeros(len(dataset.length), dtype=bool)
-    order = np.lexsort((own.start, own.row))
-    success[own.row[order]] = stage[order] == len(stages) - 1  # the last assignment counts: the last segment in time
+def head_segments(
+    dataset: Dataset, own: Annotations, stages: tuple[str, ...], outcomes: np.ndarray | None = None
+) -> Segments:
+    """`segments_by_stage`, its errors named after the dataset."""
     try:
-        return annotated_segments(own.offsets, stage, own.start, own.end, success)
+        return segments_by_stage(own, stages, outcomes)
     except ValueError as error:
         raise DatasetError(f"{dataset.name}: {error}") from error
 
