@@ -8,9 +8,9 @@ import pytest
 from sarm_ray.config.evaluate import EvaluateConfig
 from sarm_ray.config.loading import load_config
 from sarm_ray.core.progress import normalize_progress
-from sarm_ray.core.subtasks import stage_targets
+from sarm_ray.core.targets import completed_durations, episode_targets
 from sarm_ray.core.windows import Window
-from sarm_ray.data.annotation_io import read_annotations
+from sarm_ray.data.annotation_io import read_annotations, segments_by_stage
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.model.checkpoint import open_checkpoint
 from tests.datasets import write_dataset
@@ -24,18 +24,17 @@ def figures_of(path) -> dict[tuple[str, str], dict]:
     return {(each["head"], each["name"]): each for each in json.loads(path.read_text())["figures"]}
 
 
+GRADES = np.array([1, 1, 0.5, 0, np.nan, 0])
+
+
 def true_progress(head: str) -> np.ndarray:
-    """Annotated progress of all frames, by the function that pictures use; no stage is interrupted there."""
+    """Annotated progress of all frames; the last stage of an episode that did not succeed is not completed."""
     dataset, config = open_dataset(DATASET), open_checkpoint(SARM_TINY, SARM_TINY).config
-    own = read_annotations(dataset)[head]
     names = config.sparse_subtask_names if head == "sparse" else config.dense_subtask_names
-    progress = []
-    for row, length in enumerate(dataset.length.tolist()):
-        segments = slice(own.offsets[row], own.offsets[row + 1])
-        stages = [own.stages[stage] for stage in own.stage[segments]]
-        stage, tau = stage_targets(stages, own.start[segments].tolist(), own.end[segments].tolist(), names, length)
-        progress.append(normalize_progress(stage + tau, config.breakpoints(head)))
-    return np.concatenate(progress)
+    segments = segments_by_stage(read_annotations(dataset)[head], names, GRADES)
+    durations = completed_durations(segments, len(names))
+    targets = [episode_targets(segments, row, durations, length) for row, length in enumerate(dataset.length.tolist())]
+    return np.concatenate([normalize_progress(stage + tau, config.breakpoints(head)) for stage, tau in targets])
 
 
 @needs_parity
