@@ -12,6 +12,7 @@ import click
 
 from sarm_ray import __version__
 from sarm_ray.bench.commands import bench
+from sarm_ray.cli.demo import demo
 from sarm_ray.cli.evaluate import evaluate
 from sarm_ray.cli.inspect import inspect
 from sarm_ray.cli.options import EPILOG
@@ -50,5 +51,5 @@ def main() -> None:
     """SARM, the stage-aware reward model for robot video, on a Ray cluster."""
 
 
-for command in (inspect, train, score, evaluate, weights, visualize, report, bench):
+for command in (demo, inspect, train, score, evaluate, weights, visualize, report, bench):
     main.add_command(command)
