@@ -14,7 +14,7 @@ from sarm_ray.demo.motion import FPS, STAGES, SUBTASKS, segments_of
 from sarm_ray.demo.plans import Episode, plan_episode
 from sarm_ray.demo.scene import SIZE, Look, Pose, draw_backdrop, draw_frame
 
-TEMPOS = (0.72, 2.16)  # the slowest and the fastest episode of each dataset
+TEMPOS = (0.85, 2.55)  # the slowest and the fastest episode of each dataset
 STATE_NAMES = ("x", "y", "z", "gripper")
 STATE_NOISE = np.array([0.003, 0.003, 0.003, 0.02])  # of the measurement: metres, and a share of the gripper's way
 FORMAT = Format("drawn_arm", FPS, SIZE, STATE_NAMES, {"sparse": STAGES, "dense": SUBTASKS})
@@ -100,17 +100,17 @@ CHANGED = Scenery(
     Camera((0.30, -0.70, 0.88), (0.0, 0.105, 0.085), 2.4), (186, 168, 150), ("purple", "orange"), ("teal", "black")
 )
 SPLITS = {
-    "train": Split(USUAL, {"clean": 18, "drop": 9, "misgrasp": 4, "empty carry": 4, "hesitation": 5}, {}),
+    "train": Split(USUAL, {"clean": 32, "drop": 9, "misgrasp": 5, "empty carry": 4, "hesitation": 6}, {}),
     "test": Split(
         USUAL,
-        {"clean": 7, "drop": 3, "misgrasp": 2, "empty carry": 1, "hesitation": 1},
+        {"clean": 8, "drop": 3, "misgrasp": 1, "empty carry": 1, "hesitation": 1},
         {
-            "clean": 7,
+            "clean": 6,
             "drop": 1,
-            "left beside": 3,
-            "stopped midway": 3,
+            "left beside": 2,
+            "stopped midway": 2,
             "phantom carry": 3,
-            "never grasps": 3,
+            "never grasps": 2,
             "dropped and idle": 2,
             "knocked away": 2,
         },
