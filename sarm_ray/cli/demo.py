@@ -10,7 +10,7 @@ from sarm_ray.cli.options import EPILOG
 @click.command(epilog=EPILOG)
 @click.option("--output-dir", metavar="DIR", help="Folder of the demo; default sarm_demo.")
 @click.option("--seed", type=int, metavar="N", help="Of the scenes, the split and the weights; default 0.")
-@click.option("--steps", type=int, metavar="N", help="Of training; default 600.")
+@click.option("--steps", type=int, metavar="N", help="Of training; default 800.")
 @click.option("--ablations", is_flag=True, default=None, help="Also train on images alone and on states alone.")
 @click.option("--config", "config_file", metavar="FILE", help="YAML file; flags override it.")
 def demo(config_file: str | None, **flags: Any) -> None:

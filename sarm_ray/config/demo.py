@@ -18,7 +18,7 @@ class DemoConfig:
 
     output_dir: str = "sarm_demo"
     seed: int = 0
-    steps: int = 600
+    steps: int = 800
     ablations: bool = False
 
     def __post_init__(self) -> None:
