@@ -119,6 +119,12 @@ SPLITS = {
 }
 
 
+def demo_paths(folder: Path) -> DemoPaths:
+    """Where `write_demo` puts what it draws into a folder."""
+    train, test, variant = (folder / f"tabletop_{name}" for name in ("train", "test", "variant"))
+    return DemoPaths(train, test, variant, folder / "tabletop_test_labels.csv")
+
+
 def write_demo(folder: Path, seed: int, frame_written: Callable[[], None] | None = None) -> DemoPaths:
     """Draw the demo's datasets, each of which is there once it is complete; what was there of their names is replaced.
 
@@ -129,15 +135,16 @@ def write_demo(folder: Path, seed: int, frame_written: Callable[[], None] | None
         seed: of everything that is random.
         frame_written: called after every frame, of which there are `num_frames(plan_demo(seed))`.
     """
-    paths = DemoPaths(folder / "train", folder / "test", folder / "variant", folder / "test_labels.csv")
+    paths = demo_paths(folder)
     plans = plan_demo(seed)
     for name, planned in plans.items():
+        place = getattr(paths, name)
         unfinished = folder / f".{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         write_lerobot(unfinished, FORMAT, [record(each) for each in planned], frame_written)
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-        unfinished.rename(folder / name)
+        if place.exists():
+            shutil.rmtree(place)
+        unfinished.rename(place)
     _write_labels(paths.labels, plans["test"])
     return paths
 

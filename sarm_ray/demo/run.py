@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sarm_ray.config.demo import DemoConfig
 from sarm_ray.console import Progress, duration, say
-from sarm_ray.demo.dataset import num_frames, plan_demo, write_demo
+from sarm_ray.demo.dataset import DemoPaths, demo_paths, num_frames, plan_demo, write_demo
 from sarm_ray.errors import ConfigError, SarmRayError
 
 SEED_FILE = "demo.json"
@@ -54,13 +54,13 @@ def run_demo(config: DemoConfig) -> str:
     folder = Path(config.output_dir).expanduser()
     data = _draw(folder, config.seed)
     model = _train(config, folder, data, "both")
-    test, progress = data / "test", folder / "sarm_progress.parquet"
+    test, progress = data.test, folder / "sarm_progress.parquet"
     cache = ["--cache", folder / "features"]
     if not progress.exists():
         heads = ["--head-mode", "both", "--stage-probabilities"]
         _run("score", test, "--model", model, *heads, "--output", progress, *cache)
     evaluation = _evaluate(folder / "evaluation.json", test, model, data, cache)
-    variant = _evaluate(folder / "evaluation_variant.json", data / "variant", model, data, cache)
+    variant = _evaluate(folder / "evaluation_variant.json", data.variant, model, data, cache)
     table = {"this model": evaluation, "other colours and camera": variant}
     for name, inputs in ABLATIONS.items() if config.ablations else ():
         other = _train(config, folder, data, inputs)
@@ -73,7 +73,7 @@ def run_demo(config: DemoConfig) -> str:
     return "\n".join([*compare(table), "", f"the demo took {duration(time.monotonic() - began)}; open", f"  {page}"])
 
 
-def _draw(folder: Path, seed: int) -> Path:
+def _draw(folder: Path, seed: int) -> DemoPaths:
     """The drawn datasets; they are complete once their folder has its name."""
     data, unfinished = folder / "data", folder / "data.unfinished"
     if data.exists():
@@ -83,7 +83,7 @@ def _draw(folder: Path, seed: int) -> Path:
         if found != seed:
             way_out = f"go on with --seed {found}, or choose another --output-dir"
             raise ConfigError(f"{folder} is a demo with seed {found}; {way_out}")
-        return data
+        return demo_paths(data)
     say(f"drawing a tabletop task into {data}")
     shutil.rmtree(unfinished, ignore_errors=True)
     progress = Progress("draw", num_frames(plan_demo(seed)))
@@ -91,17 +91,17 @@ def _draw(folder: Path, seed: int) -> Path:
     progress.finish()
     (unfinished / SEED_FILE).write_text(json.dumps({"seed": seed}) + "\n")
     unfinished.rename(data)
-    _run("inspect", data / "train")
-    return data
+    _run("inspect", demo_paths(data).train)
+    return demo_paths(data)
 
 
-def _train(config: DemoConfig, folder: Path, data: Path, inputs: str) -> Path:
+def _train(config: DemoConfig, folder: Path, data: DemoPaths, inputs: str) -> Path:
     """The checkpoint of a run; a run that was cut off goes on, one that is finished is left."""
     run = folder / ("train" if inputs == "both" else f"train_{inputs}")
     num_workers = min(os.cpu_count() or 1, 2)
     if not (run / "summary.json").exists():
         _run(
-            "train", data / "train", "--output-dir", run, "--annotation-mode", "dual", "--encoder", ENCODER,
+            "train", data.train, "--output-dir", run, "--annotation-mode", "dual", "--encoder", ENCODER,
             "--steps", config.steps, "--seed", config.seed, "--val-fraction", 0.1, "--eval-freq", config.steps,
             "--cache", folder / "features", "--inputs", inputs, "--no-gpu", "--num-workers", num_workers,
             *(["--resume"] if run.exists() else []),
@@ -110,11 +110,11 @@ def _train(config: DemoConfig, folder: Path, data: Path, inputs: str) -> Path:
     return run / "checkpoints/last/pretrained_model"
 
 
-def _evaluate(output: Path, dataset: Path, model: Path, data: Path, cache: list) -> dict[str, float]:
+def _evaluate(output: Path, dataset: Path, model: Path, data: DemoPaths, cache: list) -> dict[str, float]:
     """The figures of the sparse head."""
     if not output.exists():
         _run(
-            "evaluate", dataset, "--model", model, "--train-dataset", data / "train", "--chunk-size", CHUNK_SIZE,
+            "evaluate", dataset, "--model", model, "--train-dataset", data.train, "--chunk-size", CHUNK_SIZE,
             "--output", output, *cache,
         )  # fmt: skip
     figures = json.loads(output.read_text())["figures"]
