@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 
@@ -49,12 +50,22 @@ def summarize_episodes(episodes: Sequence[EpisodeFacts], seed: int = 0) -> list[
     for name in dict.fromkeys(name for each in episodes for name in each.ratios):
         pairs = np.array([each.ratios.get(name, (0.0, 0.0)) for each in episodes])
         num = int((pairs[:, 1] > 0).sum())
+        if name.endswith("_drop_f1"):  # falls that are none tell nothing where there is no drop to find
+            num = sum(each.ratios.get(name.replace("_f1", "_detection"), (0.0, 0.0))[1] > 0 for each in episodes)
         if num:
-            figures.append(Figure(name, *interval(weighted_ratio(counts, pairs[:, 0], pairs[:, 1])), num))
+            figures.append(_figure(name, weighted_ratio(counts, pairs[:, 0], pairs[:, 1]), num))
     for name in dict.fromkeys(name for each in episodes for name in each.moments):
         moments = np.array([each.moments.get(name, np.zeros(6)) for each in episodes])
-        figures.append(Figure(name, *interval(weighted_r2(counts, moments)), int((moments[:, 0] > 0).sum())))
+        figures.append(_figure(name, weighted_r2(counts, moments), int((moments[:, 0] > 0).sum())))
     return figures + _outcome_figures(episodes, counts) + _cut_figures(episodes, counts)
+
+
+def _figure(name: str, values: np.ndarray, num_episodes: int) -> Figure:
+    """A figure of (1 + R,) values; one episode says nothing about others, so it has no interval."""
+    value, low, high = interval(values)
+    if num_episodes < 2:
+        low, high = nan, nan
+    return Figure(name, value, low, high, num_episodes)
 
 
 def _outcome_figures(episodes: Sequence[EpisodeFacts], counts: np.ndarray) -> list[Figure]:
@@ -69,19 +80,19 @@ def _outcome_figures(episodes: Sequence[EpisodeFacts], counts: np.ndarray) -> li
     told = classes["success"] | classes["failure"]
     if classes["success"].any() and classes["failure"].any():
         values = weighted_auroc(counts[:, told], final[told], classes["success"][told])
-        figures.append(Figure("auroc", *interval(values), int(told.sum())))
+        figures.append(_figure("auroc", values, int(told.sum())))
     for name, kind in (("kendall_tau_b", "kendall"), ("grade_spearman", "spearman")):
         if graded.sum() > 1 and np.ptp(grade[graded]) > 0:
             values = resampled_correlation(counts[:, graded], kind, maximum[graded], grade[graded])
-            figures.append(Figure(name, *interval(values), int(graded.sum())))
+            figures.append(_figure(name, values, int(graded.sum())))
     for name, members in classes.items():
         if members.any():
             values = weighted_ratio(counts, np.where(members, final, 0.0), members.astype(np.float64))
-            figures.append(Figure(f"final_{name}", *interval(values), int(members.sum())))
+            figures.append(_figure(f"final_{name}", values, int(members.sum())))
     failed = classes["failure"]
     if failed.any():
         values = weighted_ratio(counts, (failed & (final > DONE)).astype(np.float64), failed.astype(np.float64))
-        figures.append(Figure("failures_above_0.8", *interval(values), int(failed.sum())))
+        figures.append(_figure("failures_above_0.8", values, int(failed.sum())))
     return figures
 
 
@@ -97,7 +108,7 @@ def _cut_figures(episodes: Sequence[EpisodeFacts], counts: np.ndarray) -> list[F
     )
     num = int((number > 0).sum())
     return [
-        Figure("truncation_mean", *interval(weighted_ratio(counts, total, number)), num),
-        Figure("truncation_p95", *interval(weighted_quantile(counts, difference, owner, 0.95)), num),
-        Figure("truncated_above_0.8", *interval(weighted_ratio(counts, high, number)), num),
+        _figure("truncation_mean", weighted_ratio(counts, total, number), num),
+        _figure("truncation_p95", weighted_quantile(counts, difference, owner, 0.95), num),
+        _figure("truncated_above_0.8", weighted_ratio(counts, high, number), num),
     ]

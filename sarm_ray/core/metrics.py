@@ -19,7 +19,6 @@ JUMP = 0.15  # of progress from one frame to the next
 CUTS_PER_EPISODE = 3
 CUT_BELOW = 0.7  # cuts are made where less than this is done
 REVERSED_SPANS = 5
-ANNOTATED_SUCCESS = 0.9  # annotated progress of the last frame of an episode that reached its end
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,14 @@ class Truth:
         stage: (L,) int64.
         starts: first frame of each annotated segment but the first, in the order of time, and
         stages: that segment's stage.
+        completed: whether it ends with its last stage complete.
     """
 
     progress: np.ndarray
     stage: np.ndarray
     starts: tuple[int, ...]
     stages: tuple[int, ...]
+    completed: bool = True
 
     def regressions(self, fps: float) -> list[int]:
         """Frames at which the annotated progress falls by more than FALL within FALL_WITHIN_S."""
@@ -54,7 +55,8 @@ class Prediction:
 
     Args:
         progress: (L,) float32, NaN where there is none.
-        stage: (L,) int64, the most probable one, -1 where there is none; None for what has no stages (a baseline).
+        stage: (L,) int64, the most probable one, -1 where there is none; None where there is none to choose (a baseline,
+            a head of one stage).
     """
 
     progress: np.ndarray
@@ -104,7 +106,7 @@ def measure_episode(
             regressions are annotated or the episode did not succeed.
     """
     facts = EpisodeFacts(grade=grade)
-    succeeded = grade == 1 or (np.isnan(grade) and truth is not None and truth.progress[-1] > ANNOTATED_SUCCESS)
+    succeeded = grade == 1 or (np.isnan(grade) and truth is not None and truth.completed)
     # a rollout that succeeded may have dropped the block on its way: without an annotation nobody knows
     clean = succeeded and truth is not None and not truth.regressions(fps)
     for view, prediction in views.items():
@@ -151,7 +153,7 @@ def _against_truth(prediction: Prediction, truth: Truth, fps: float, chunk_size:
     measured = {"progress_mse": _share(error**2, error), "progress_mae": _share(np.abs(error), error)}
     measured |= _drops(progress, truth.regressions(fps), fps)
     measured |= _delta_signs(progress, truth.progress.astype(np.float64), chunk_size)
-    if prediction.stage is not None and len(set(truth.stage.tolist())) > 1:
+    if prediction.stage is not None:
         measured["stage_accuracy"] = _share(prediction.stage == truth.stage, progress)
         errors = _boundary_errors(prediction.stage, truth, fps)
         measured["boundary_error_s"] = (float(sum(errors)), float(len(errors)))
@@ -181,6 +183,8 @@ def _drops(progress: np.ndarray, regressions: list[int], fps: float) -> dict[str
     """
     reach = max(round(FALL_WITHIN_S * fps), 1)
     falling = falls_within(progress, reach) > FALL
+    known = np.isfinite(progress)
+    regressions = [frame for frame in regressions if known[max(frame - reach, 0) : frame + reach + 1].any()]
     edges = np.flatnonzero(np.diff(falling, prepend=False, append=False)).reshape(-1, 2)
     near = [(edges[:, 0] <= frame + reach) & (edges[:, 1] > frame - reach) for frame in regressions]
     seen = float(sum(bool(each.any()) for each in near))

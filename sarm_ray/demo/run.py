@@ -130,7 +130,12 @@ def _run(*arguments: object) -> None:
     words = [str(argument) for argument in arguments]
     say(f"\n$ {shlex.join(['sarm-ray', *words])}")
     command = [sys.executable, "-m", "sarm_ray", *words]
-    code = subprocess.run(command, check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"}).returncode
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # it got the Ctrl-C as well, and finishes what it is at
+        raise
     if code:
         raise SarmRayError(f"the demo stopped: sarm-ray {words[0]} ended with {code}; start it again to go on")
 

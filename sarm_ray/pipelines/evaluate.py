@@ -26,7 +26,7 @@ from sarm_ray.data import progress_io, storage
 from sarm_ray.data.lease import hold_lease
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.outcomes import dataset_outcomes
-from sarm_ray.errors import OutputExistsError, RunInterruptedError
+from sarm_ray.errors import ConfigError, OutputExistsError, RunInterruptedError
 from sarm_ray.pipelines.frame_features import StoredFeatures
 from sarm_ray.pipelines.ingest import ingest
 from sarm_ray.pipelines.ingest_plan import ChunkFailure, one_per_chunk
@@ -52,13 +52,13 @@ def evaluate(config: EvaluateConfig, quiet: bool = False) -> EvaluateReport:
     """
     started = time.monotonic()
     with connect(config.address) as cluster:
-        plan = _plan(config, config.dataset, cluster)
+        plan = _plan(config, cluster)
         dataset, rows = plan.ingest.dataset, plan.ingest.rows
         grades = dataset_outcomes(dataset, config.labels)
         notices: list[str] = []
         truths = read_truths(dataset, plan.checkpoint.config, plan.heads, rows, grades, notices)
         views = _views(plan, truths)
-        trained = _plan(config, config.train_dataset, cluster) if config.train_dataset else None
+        trained = _plan_training(config, plan, cluster, notices) if config.train_dataset else None
         if not quiet:
             describe_plans([plan], cluster)
             say(f"views     {', '.join(views)}; {_known(truths, grades, rows)}")
@@ -66,9 +66,9 @@ def evaluate(config: EvaluateConfig, quiet: bool = False) -> EvaluateReport:
         with contextlib.ExitStack() as held:
             lease = held.enter_context(hold_lease(plan.run_folder))
             stop = held.enter_context(stop_on_signal(plan.run_folder))
-            _prepare(plan, config)
-            failures = _score(views, trained, cluster, stop, quiet)
-            fitted = fit_single_frames(trained, plan) if trained else {}
+            _prepare(plan, trained, config)
+            failures = _score(views, trained, cluster, stop, quiet, notices)
+            fitted = call_aside(fit_single_frames, *trained) if trained else {}
             facts, deltas = call_aside(_measure, views, truths, grades, config.chunk_size, fitted)
             report = _summarize(plan, config, facts, deltas, truths, grades, failures, notices, started)
             lease.check()
@@ -78,19 +78,55 @@ def evaluate(config: EvaluateConfig, quiet: bool = False) -> EvaluateReport:
     return report
 
 
-def _plan(config: EvaluateConfig, name: str, cluster: Cluster) -> ScorePlan:
-    """How a dataset is scored offline, every frame of it; its output is the evaluation."""
-    own = name == config.dataset
-    output = config.output or _place_output(open_dataset(name, config.revision))
-    output = storage.absolute(output)
-    if own and storage.exists(output) and not config.overwrite:
+def _plan(config: EvaluateConfig, cluster: Cluster) -> ScorePlan:
+    """How the dataset is scored offline, every frame of it; the output of that plan is the evaluation."""
+    output = storage.absolute(config.output or _place_output(open_dataset(config.dataset, config.revision)))
+    if storage.is_folder(output):
+        raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{EVALUATION_FILE}")
+    _refuse_finished(output, config)
+    return plan_scores(_score_config(config, config.dataset, output, config.episodes, config.revision), cluster)[0]
+
+
+def _plan_training(
+    config: EvaluateConfig, plan: ScorePlan, cluster: Cluster, notices: list[str]
+) -> tuple[ScorePlan, dict[str, HeadTruths]] | None:
+    """The training dataset's plan and truths; None, and a notice, where it has none to fit a probe on.
+
+    Episodes that are evaluated are no training data, also where they lie in the same dataset.
+    """
+    assert config.train_dataset is not None
+    dataset = open_dataset(config.train_dataset)
+    rows = np.arange(len(dataset.length))
+    if dataset.root == plan.ingest.dataset.root:
+        rows = np.setdiff1d(rows, plan.ingest.rows)
+    if not len(rows):
+        raise ConfigError(
+            f"--train-dataset {config.train_dataset} is what is evaluated; leave some of it out with --episodes"
+        )
+    grades, said = dataset_outcomes(dataset, None), [f"{dataset.name}:"]
+    truths = read_truths(dataset, plan.checkpoint.config, plan.heads, rows, grades, said)
+    if not any(truth.annotated[rows].any() for truth in truths.values()):
+        notices.append(f"no linear probe: {' '.join(said)}")
+        return None
+    episodes = ",".join(map(str, dataset.episode_index[rows]))
+    return plan_scores(_score_config(config, config.train_dataset, plan.output, episodes, None), cluster)[0], truths
+
+
+def _refuse_finished(output: str, config: EvaluateConfig) -> None:
+    if storage.exists(output) and not config.overwrite:
         raise OutputExistsError(f"{output} exists; replace it with --overwrite, or choose another --output")
-    wanted = ScoreConfig(
+
+
+def _score_config(
+    config: EvaluateConfig, name: str, output: str, episodes: str | None, revision: str | None
+) -> ScoreConfig:
+    """What `score` would be told of one of the datasets."""
+    return ScoreConfig(
         dataset=name,
         model=config.model,
         output=output,
         head_mode=config.head_mode,
-        episodes=config.episodes if own else None,
+        episodes=episodes,
         image_key=config.image_key,
         state_key=config.state_key,
         task=config.task,
@@ -98,10 +134,9 @@ def _plan(config: EvaluateConfig, name: str, cluster: Cluster) -> ScorePlan:
         encoder=config.encoder,
         precision=config.precision,
         cache=config.cache,
-        revision=config.revision if own else None,
+        revision=revision,
         overwrite=True,
     )
-    return plan_scores(wanted, cluster)[0]
 
 
 def _place_output(dataset: Dataset) -> str:
@@ -116,8 +151,9 @@ def _views(plan: ScorePlan, truths: dict[str, HeadTruths]) -> dict[str, ScorePla
     if plan.window.kind == "centered":
         views["live"] = replace(plan, window=replace(plan.window, live=True))
     dataset, rows = plan.ingest.dataset, plan.ingest.rows.tolist()
-    known = [truth.of_episode(row, int(dataset.length[row])) for truth in truths.values() for row in rows]
-    if not any(truth.regressions(dataset.fps) for truth in known if truth is not None):
+    known = (truth.of_episode(row, int(dataset.length[row])) for truth in truths.values() for row in rows)
+    fall = [bool(truth.regressions(dataset.fps)) for truth in known if truth is not None and truth.completed]
+    if fall and not any(fall):
         views["backwards"] = replace(plan, window=replace(plan.window, backwards=True))
     return views
 
@@ -130,27 +166,41 @@ def _known(truths: dict[str, HeadTruths], grades: np.ndarray, rows: np.ndarray) 
     return ", ".join([*parts, f"{int(np.isfinite(grades[rows]).sum())} have an outcome"])
 
 
-def _prepare(plan: ScorePlan, config: EvaluateConfig) -> None:
+def _prepare(plan: ScorePlan, trained: tuple[ScorePlan, dict] | None, config: EvaluateConfig) -> None:
+    _refuse_finished(plan.output, config)  # again: another run may have held the lease until now
     storage.remove_temporaries(storage.parent(plan.output))
     storage.remove_temporaries(plan.run_folder)
     progress_io.remove_files(plan.run_folder, MARKER_PREFIX)
     storage.write_file(storage.join(plan.run_folder, "config.yaml"), dump_config(config).encode())
-    for camera in plan.cameras:
+    for camera in (*plan.cameras, *(trained[0].cameras if trained else ())):
         fetch_files(camera.dataset, camera.rows_to_read(), camera.camera)
 
 
 def _score(
-    views: dict[str, ScorePlan], trained: ScorePlan | None, cluster: Cluster, stop: Stop, quiet: bool
+    views: dict[str, ScorePlan],
+    trained: tuple[ScorePlan, dict] | None,
+    cluster: Cluster,
+    stop: Stop,
+    quiet: bool,
+    notices: list[str],
 ) -> list[ChunkFailure]:
-    """Make the features and the scores that are missing; what could not be read or scored."""
+    """Make the features and the scores that are missing; what of the evaluated dataset could not be read or scored."""
     plans = list(views.values())
-    sources = [plans[0].cameras, *([trained.cameras] if trained else [])]
+    sources = [plans[0].cameras, *([trained[0].cameras] if trained else [])]
     ingested = ingest(sources, cluster, stop, quiet)
     scoring = score_missing(plans, cluster, stop, quiet)
     if stop.requested:
         raise RunInterruptedError("stopped; finished chunks are kept, run the same command again to go on")
+    found = scoring.datasets[0].notices()
+    if trained and ingested.failures[1]:
+        first = ingested.failures[1][0]
+        found.append(
+            f"{trained[0].ingest.dataset.name}: {len(ingested.failures[1])} chunks are missing from the linear probe; "
+            f"episode {first.episode_index}: {first.message}"
+        )
     if not quiet:
-        tell(scoring.datasets[0].notices())
+        tell(found)
+    notices += found
     return one_per_chunk([*ingested.failures[0], *(each for own in scoring.datasets for each in own.failures)])
 
 
@@ -206,6 +256,8 @@ def _prediction(table: pa.Table, head: str, plan: ScorePlan) -> Prediction:
     progress = table[f"progress_{head}"].to_numpy()
     num_stages = plan.checkpoint.config.shape.num_stages(head)
     flat = table[f"probabilities_{head}"].combine_chunks().flatten().to_numpy().reshape(-1, num_stages)
+    if num_stages == 1:
+        return Prediction(progress)
     known = np.isfinite(flat).all(axis=1)
     return Prediction(progress, np.where(known, np.argmax(np.nan_to_num(flat), axis=1), -1))
 

@@ -48,6 +48,12 @@ class StoredFeatures:
 
     def read(self, row: int, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `frame_features`."""
-        return frame_features(
-            self.cameras, row, frames, lambda n, chunk: read_chunk(self.cameras[n].store, self.indices[n], chunk)
-        )
+        return frame_features(self.cameras, row, frames, self._read_chunk)
+
+    def _read_chunk(self, number: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        camera = self.cameras[number]
+        try:
+            return read_chunk(camera.store, self.indices[number], chunk)
+        except FileNotFoundError:  # another run merged small parts meanwhile
+            self.indices[number] = camera.index()
+            return read_chunk(camera.store, self.indices[number], chunk)

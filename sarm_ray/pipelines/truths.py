@@ -41,11 +41,12 @@ class HeadTruths:
             stage, tau = whole_episode_targets(length)
             return Truth(normalize_progress(stage + tau, self.breakpoints), stage, (), ())
         stage, tau = episode_targets(self.segments, row, self.durations, length)
-        later = slice(self.segments.offsets[row] + 1, self.segments.offsets[row + 1])
-        starts, stages = self.segments.start[later], self.segments.stage[later]
+        own = slice(self.segments.offsets[row], self.segments.offsets[row + 1])
+        starts, stages = self.segments.start[own], self.segments.stage[own]
         inside = (starts > 0) & (starts < length)
         progress = normalize_progress(stage + tau, self.breakpoints)
-        return Truth(progress, stage, tuple(starts[inside].tolist()), tuple(stages[inside].tolist()))
+        completed = not self.segments.interrupted[own][-1]
+        return Truth(progress, stage, tuple(starts[inside].tolist()), tuple(stages[inside].tolist()), bool(completed))
 
 
 def read_truths(

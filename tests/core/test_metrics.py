@@ -1,5 +1,7 @@
 """Figures against curves whose figures are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -201,6 +203,29 @@ def test_falls_by_definition(values, reach):
     known = progress[np.isfinite(progress)]
     pairs = [known[i] - known[j] for i in range(len(known)) for j in range(i, len(known))]
     assert max_drawdown(progress) == pytest.approx(max(pairs, default=0.0))
+
+
+def test_an_episode_that_was_left_in_its_last_stage_but_one_is_no_success():
+    left = replace(CLEAN, completed=False)
+    assert "offline_false_drawdowns" not in figures(measure(CLEAN.progress, left))
+    assert "offline_voc" not in figures(measure(CLEAN.progress, left))
+    assert "offline_voc" in figures(measure(CLEAN.progress, left, grade=1.0))
+
+
+def test_falls_alone_make_no_f1_and_one_episode_no_interval():
+    wobble = np.where(np.arange(40) % 8 < 4, 0.6, 0.3)
+    found = figures(measure(wobble, CLEAN))
+    assert "offline_drop_f1" not in found
+    assert np.isnan([found["offline_progress_mse"].low, found["offline_progress_mse"].high]).all()
+    both = figures(measure(wobble, CLEAN), measure(DROPPED.progress, DROPPED))
+    assert 0 < both["offline_drop_f1"].value < 1  # the falls of the clean one count there
+    assert both["offline_progress_mse"].low < both["offline_progress_mse"].high
+
+
+def test_a_drop_that_nobody_could_score_is_not_missed():
+    progress = DROPPED.progress.copy()
+    progress[20:50] = np.nan
+    assert "offline_drop_detection" not in figures(measure(progress, DROPPED))
 
 
 def test_no_episodes_no_figures():

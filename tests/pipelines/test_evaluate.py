@@ -7,14 +7,16 @@ import pytest
 
 from sarm_ray.config.evaluate import EvaluateConfig
 from sarm_ray.config.loading import load_config
+from sarm_ray.core.probe import fit_probe
 from sarm_ray.core.progress import normalize_progress
 from sarm_ray.core.targets import completed_durations, episode_targets
 from sarm_ray.core.windows import Window
 from sarm_ray.data.annotation_io import read_annotations, segments_by_stage
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.model.checkpoint import open_checkpoint
-from tests.datasets import write_dataset
-from tests.pipelines.reference import score_without_ray, write_model
+from sarm_ray.model.encoder import load_image_encoder
+from tests.datasets import CAMERA, write_dataset
+from tests.pipelines.reference import episode_images, score_without_ray, write_model
 from tests.pipelines.runs import CLIP_TINY, EXPECTED, PARITY, SARM_TINY, needs_parity, read_progress, run_here
 
 DATASET = str(PARITY / "dataset_v3")
@@ -43,7 +45,7 @@ def test_figures_are_those_of_lerobots_scores(tmp_path):
     labels.write_text("episode_index,outcome\n0,success\n1,success\n2,partial\n3,failure\n5,failure\n")
     command = [
         "evaluate", DATASET, "--model", SARM_TINY, "--encoder", CLIP_TINY, "--precision", "fp32", "--labels", labels,
-        "--train-dataset", DATASET, "--output", output, "--cache", tmp_path / "cache", "--chunk-size", 30,
+        "--train-dataset", PARITY / "dataset_v21", "--output", output, "--cache", tmp_path / "cache", "--chunk-size", 30,
     ]  # fmt: skip
     result = run_here(*command)
     assert result.exit_code == 0, result.output
@@ -114,18 +116,46 @@ def test_a_broken_video_costs_its_own_frames_and_is_listed(tmp_path, encoder):
         assert figures["sparse", f"{view}_progress_mse"]["value"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_probe_is_fitted_on_what_is_not_evaluated(tmp_path, encoder):
+    root = write_dataset(tmp_path / "data", "v2.1", [40, 30, 50])
+    command = ["evaluate", root, "--precision", "fp32", "--cache", tmp_path / "cache", "--episodes", "1", "--quiet"]
+    model = write_model(tmp_path / "single", encoder, mode="single_stage")
+    output = tmp_path / "single.json"
+    result = run_here(*command, "--model", model, "--train-dataset", root, "--output", output)
+    assert result.exit_code == 0, result.output
+    features, progress = [], []
+    dataset, encode = open_dataset(str(root)), load_image_encoder(encoder, "fp32", "cpu")
+    for row in (0, 2):
+        features.append(encode(episode_images(dataset, CAMERA, row)))
+        progress.append(np.linspace(0, 1, len(features[-1])))
+    probe = fit_probe(np.concatenate(features), np.concatenate(progress))
+    predicted = probe.predict(encode(episode_images(dataset, CAMERA, 1)))
+    expected = np.mean((predicted - np.linspace(0, 1, 30)) ** 2)
+    assert figures_of(output)["sparse", "probe_progress_mse"]["value"] == pytest.approx(expected, rel=1e-3)
+
+    dual, other = write_model(tmp_path / "dual", encoder), tmp_path / "dual.json"
+    result = run_here(*command, "--model", dual, "--train-dataset", root, "--output", other)
+    assert result.exit_code == 0, result.output
+    said = json.loads(other.read_text())["notices"]
+    assert [each for each in said if each.startswith("no linear probe: data: no chosen episode has sparse subtasks")]
+    assert ("sparse", "probe_progress_mse") not in figures_of(other)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--chunk-size", "0"], "chunk_size must be at least 1 frame, not 0"),
         (["--train-dataset", "nowhere"], "nowhere"),
+        (["--train-dataset", "DATA"], "is what is evaluated; leave some of it out with --episodes"),
+        (["--output", "DATA"], "data is a folder; give --output a file, such as "),
         (["--episodes", "7"], "episode 7"),
     ],
 )
 def test_bad_input_is_one_line_and_runs_nothing(tmp_path, encoder, arguments, message):
     root = write_dataset(tmp_path / "data", "v2.1", [20, 20])
     model = write_model(tmp_path / "model", encoder)
+    arguments = [str(root) if each == "DATA" else each for each in arguments]
     result = run_here("evaluate", root, "--model", model, "--cache", tmp_path / "cache", *arguments)
     assert result.exit_code == 2
     assert message in result.output
