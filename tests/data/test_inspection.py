@@ -782,7 +782,7 @@ def test_of_a_hub_dataset_the_samples_files_are_fetched(v3, tmp_path):
     with serve_hub({"datasets/someone/toy": v3}) as hub:
         command = [sys.executable, "-m", "sarm_ray", "inspect", "someone/toy", "--sample", "1", "--json"]
         environment = hub_environment(hub.url, tmp_path / "hf")
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         fetched = {name.partition(":")[2] for name in hub.fetched if ":meta/" not in name}
     assert fetched == {V3_VIDEO.format(0), "data/chunk-000/file-000.parquet"}

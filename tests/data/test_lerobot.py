@@ -494,7 +494,6 @@ def run_python(code: str, tmp_path: Path, endpoint: str, **environment: str) -> 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 

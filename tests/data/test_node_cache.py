@@ -84,7 +84,7 @@ def test_processes_of_a_node_fetch_once(web, folder):
     time.sleep(0.3)  # the others are at the lock, or on their way to it
     web.gate.set()
     expected = hashlib.sha256(web.files["a.mp4"]).hexdigest().encode()
-    assert [process.communicate(timeout=60)[0].strip() for process in processes] == [expected] * 4
+    assert [process.communicate()[0].strip() for process in processes] == [expected] * 4
     assert web.fetched == ["a.mp4"]
     assert held(folder) == [300 * KB]
 
@@ -101,7 +101,7 @@ def test_who_waits_takes_over_from_a_process_that_is_killed(web, folder):
     assert first.wait(10) == -signal.SIGKILL
     wait_until(lambda: len(web.fetched) == 2)
     web.gate.set()
-    assert second.communicate(timeout=60)[0].strip() == str(300 * KB).encode()
+    assert second.communicate()[0].strip() == str(300 * KB).encode()
     assert len([path for path in folder.iterdir() if path.suffix == ".part"]) == 0
 
 

@@ -43,7 +43,7 @@ def undisturbed(tmp_path_factory) -> Undisturbed:
     """The run that crash tests compare with: the console command, which starts its own Ray."""
     folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
     with started(folder, own_ray=True) as process:
-        assert process.wait(600) == 0, said(folder)
+        assert process.wait() == 0, said(folder)
         seconds = time.monotonic() - began
     assert_tidy(folder)
     return Undisturbed(folder / "out.parquet", seconds)

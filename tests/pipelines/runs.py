@@ -35,7 +35,7 @@ def sarm_ray(*arguments: object, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sarm_ray", *map(str, arguments)]
     if "score" in arguments[:1] and "--num-visualizations" not in arguments:
         command += ["--num-visualizations", "0"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **{"timeout": 300, **options})
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def run_here(*arguments: object) -> Result:

@@ -36,7 +36,7 @@ from tests.pipelines.crashes import (
 )
 from tests.pipelines.runs import BASE, assert_same_values, files_below, needs_parity, read_progress, score_one
 
-pytestmark = [needs_parity, pytest.mark.timeout(600)]
+pytestmark = needs_parity
 
 GAVE_UP = "its worker process died each time (a crash inside a library, or the out-of-memory killer)"
 AGAIN = r"note: a worker process died with \d chunks?; tried again by itself, {} of 3"
@@ -222,7 +222,7 @@ def test_a_bug_of_ours_in_a_worker_ends_the_run(undisturbed, tmp_path, monkeypat
     assert not (tmp_path / "out.parquet").exists()
     assert not (tmp_path / "out.parquet.run/lease.json").exists()
     wait_until(
-        lambda: not busy_workers(own=True), timeout=30
+        lambda: not busy_workers(own=True), patience_s=30
     )  # though the result holds the exception and its traceback
     take_up(tmp_path, undisturbed)
 

@@ -33,7 +33,7 @@ from tests.datasets import CAMERA, write_dataset
 from tests.pipelines.runs import needs_parity
 from tests.pipelines.training.tiny import tiny_config
 
-pytestmark = [needs_parity, pytest.mark.timeout(1200)]
+pytestmark = needs_parity
 
 LENGTHS = (50, 40, 30, 60)
 CAMERAS = [CAMERA, "observation.images.wrist"]

@@ -28,7 +28,7 @@ from tests.pipelines.training.tiny import (
     weights_of,
 )
 
-pytestmark = [needs_parity, pytest.mark.timeout(1200)]
+pytestmark = needs_parity
 
 LEROBOT = PARITY / "lerobot_train_checkpoint/pretrained_model"
 LOSS, WEIGHTS = 1e-4, 2e-5

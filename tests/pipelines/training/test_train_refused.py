@@ -18,7 +18,7 @@ from tests.pipelines.broken import half, overwrite, put_states, v21_data
 from tests.pipelines.crashes import wait_until
 from tests.pipelines.runs import CLIP_TINY, needs_parity, run_here
 
-pytestmark = [needs_parity, pytest.mark.timeout(1200)]
+pytestmark = needs_parity
 
 TINY = [f"--set=model.{key}" for key in ("hidden_dim=16", "num_layers=1", "num_heads=2", "frame_gap=10")]
 SIZES = ["--steps", 2, "--batch-size", 8, "--num-workers", 1]
@@ -219,7 +219,7 @@ def test_a_cluster_that_is_too_small_is_asked_to_grow(plain, tmp_path):
     wait_until(asked, process)
     (group,) = asked()
     assert (group["state"], list(group["bundles"].values())) == ("PENDING", [{"CPU": 0.9}] * 4)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate()
     assert process.returncode == 2
     assert "the cluster has 2; waiting up to 6 s for more\n" in said
     (group,) = asked()
