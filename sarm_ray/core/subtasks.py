@@ -1,91 +1,273 @@
-"""From annotated segments of an episode to the stage and tau of each of its frames."""
+"""What somebody says about the subtasks of an episode, a VLM or a person: read, checked, snapped to frames.
 
+Nothing is repaired silently. What does not hold is said in words that can be put back to the model, all objections at
+once. LeRobot's tool checks neither labels nor order nor times, and one bad timestamp ends its run.
+"""
+
+import itertools
+import json
+import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
+from sarm_ray.errors import nearest
 
+MAX_ANSWER_CHARS = 100_000
+MAX_SUBTASKS = 1000
+MAX_TIME_S = 1e6
+UNIFORM_SHARE = 0.03
 
-def stage_targets(
-    names: Sequence[str], starts: Sequence[int], ends: Sequence[int], stage_names: Sequence[str], length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The annotation of one episode, frame by frame.
-
-    Segments are half-open: a frame belongs to the segment that starts at it, and the last segment includes its end
-    (LeRobot gives a shared frame to the earlier one). In a gap the stage before it is complete (tau 1); after the last
-    segment its stage is complete, whichever it is (LeRobot: the last stage of all); before the first one nothing is done
-    (stage 0, tau 0). A head of one stage runs over the whole episode, whatever is annotated.
-
-    Args:
-        names: S stage names, one per segment, in any order of time.
-        starts: S first frames, counted inside the episode.
-        ends: S ends, each usually the next start; a segment without duration is complete at its start.
-        stage_names: K, the head's stages in order.
-        length: L, frames of the episode.
-
-    Returns:
-        stage (L,) int64 in 0..K-1, and tau (L,) float32 in [0, 1]. Progress is `normalize_progress(stage + tau)`.
-
-    Raises:
-        ValueError: a name that is not among the stages, a segment that ends before it starts, lists of different length,
-            or no segment at all where there are several stages.
-    """
-    if len(stage_names) == 1:
-        return whole_episode_targets(length)
-    if not len(names) == len(starts) == len(ends):
-        raise ValueError(f"{len(names)} subtask names, {len(starts)} starts and {len(ends)} ends")
-    if not len(names):
-        raise ValueError("no subtasks are annotated")
-    stage = stage_numbers(names, stage_names)
-    order = np.argsort(starts, kind="stable")
-    start, end = np.asarray(starts, dtype=np.int64)[order], np.asarray(ends, dtype=np.int64)[order]
-    if (end < start).any():
-        worst = int(order[(end < start).argmax()])
-        raise ValueError(f"subtask {names[worst]!r} ends at frame {ends[worst]}, before its start {starts[worst]}")
-    return frame_targets(stage[order], start, end, end - start, np.ones(len(order)), length)
+_FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
+_TIME = re.compile(r"(?:(\d{1,4}):)?(?:(\d{1,4}):)?(\d{1,6}(?:\.\d{1,9})?)")
 
 
-def stage_numbers(names: Sequence[str], stage_names: Sequence[str]) -> np.ndarray:
-    """Positions of names among a head's stages: (len(names),) int64.
+class Subtask(NamedTuple):
+    """One subtask as somebody gave it; seconds from the beginning of the episode."""
 
-    Raises:
-        ValueError: a name that is not among the stages.
-    """
-    unknown = [name for name in names if name not in stage_names]
-    if unknown:
-        raise ValueError(f"subtask {unknown[0]!r} is not one of the stages {', '.join(stage_names)}")
-    return np.array([list(stage_names).index(name) for name in names], dtype=np.int64)
+    name: str
+    start_s: float
+    end_s: float
 
 
-def whole_episode_targets(length: int) -> tuple[np.ndarray, np.ndarray]:
-    """A head of one stage: stage (L,) int64, all 0, and tau (L,) float32 from 0 at the first frame to 1 at the last."""
-    return np.zeros(length, dtype=np.int64), (np.arange(length) / max(length - 1, 1)).astype(np.float32)
+class FrameSubtasks(NamedTuple):
+    """The subtasks of an episode by frame: S names, first frames, and ends, which are the next starts and the last frame."""
+
+    names: tuple[str, ...]
+    start: tuple[int, ...]
+    end: tuple[int, ...]
 
 
-def frame_targets(
-    stage: np.ndarray, start: np.ndarray, end: np.ndarray, full: np.ndarray, ceiling: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frame by frame, as `stage_targets` says, with tau rising to a ceiling at a pace of its own in each segment.
+@dataclass(frozen=True)
+class SubtaskRules:
+    """What an answer about one episode has to obey.
 
     Args:
-        stage, start, end: (S,) int64 each, one segment or more, starts ascending. Tau rises until the segment's end and
-            stays there until the next start.
-        full: (S,) int64 or float64, frames in which tau would rise from 0 to 1; with 0 it is at the ceiling at once.
-        ceiling: (S,) float64, highest tau of the segment.
-        length: L, frames of the episode.
-
-    Returns:
-        stage (L,) int64 and tau (L,) float32.
+        labels: the subtasks that there are, in order.
+        fps: of the dataset. length: frames of the episode.
+        tolerance_s: how far ends may lie from the episode's, and a start from the end before it.
+        allow_repeats: a label may come again after another one, as after a drop; else each comes once.
+        allow_missing: labels may be missing, as in an episode that failed.
     """
-    frame = np.arange(length)
-    segment = np.searchsorted(start, frame, side="right") - 1
-    inside = np.maximum(segment, 0)  # what comes before the first segment is overwritten below
-    done = np.minimum(frame, end[inside]) - start[inside]
-    tau = np.divide(done, full[inside], out=np.ones(length), where=full[inside] > 0)
-    before = segment < 0
-    return np.where(before, 0, stage[inside]), np.where(before, 0, np.minimum(tau, ceiling[inside])).astype(np.float32)
+
+    labels: tuple[str, ...]
+    fps: float
+    length: int
+    tolerance_s: float
+    allow_repeats: bool = False
+    allow_missing: bool = False
+
+    @property
+    def duration_s(self) -> float:
+        return self.length / self.fps
 
 
-def stage_boundaries(names: Sequence[str], starts: Sequence[int], length: int) -> tuple[tuple[int, str], ...]:
-    """Where an episode's annotated stages begin: (frame, name) in the order of time, those inside the episode only."""
-    pairs = sorted(zip(starts, names, strict=True), key=lambda pair: pair[0])
-    return tuple((int(start), name) for start, name in pairs if 0 < start < length)
+class AnswerError(ValueError):
+    """An answer that cannot be taken.
+
+    Args:
+        objections: everything that is wrong with it, each a sentence without its full stop.
+    """
+
+    def __init__(self, objections: Sequence[str]):
+        super().__init__("; ".join(objections))
+        self.objections = tuple(objections)
+
+
+def parse_time(value: object) -> float:
+    """Seconds of `SS`, `SS.s`, `MM:SS`, `MM:SS.s`, `HH:MM:SS` or a number.
+
+    Raises:
+        ValueError: anything else; minutes or seconds beyond 59 after a colon.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{_shown(value)} is no time; write it like 00:12.5")
+    if isinstance(value, str):
+        match = _TIME.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"{_shown(value)} is no time; write it like 00:12.5")
+        first, second, seconds = match[1], match[2], float(match[3])
+        hours, minutes = (int(first), int(second)) if second else (0, int(first or 0))
+        if (first and seconds >= 60) or (second and minutes >= 60):
+            raise ValueError(f"{_shown(value)} is no time; minutes and seconds after a colon go up to 59")
+        value = 3600 * hours + 60 * minutes + seconds
+    if not 0 <= value <= MAX_TIME_S:  # NaN too
+        raise ValueError(f"{_shown(value)} is no time inside an episode")
+    return float(value)
+
+
+def clock(seconds: float) -> str:
+    """MM:SS.s, as the frames shown to a model are marked."""
+    tenths = math.floor(seconds * 10 + 0.5)
+    return f"{tenths // 600:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
+
+
+def parse_answer(text: str) -> list[Subtask]:
+    """The subtasks in a model's answer.
+
+    The JSON may stand alone, in a fence, or somewhere in the text; the last object with `subtasks` counts. Each subtask has
+    `name`, `start` and `end`, or the `timestamps` of LeRobot's tool around the latter two.
+
+    Raises:
+        AnswerError: no such JSON, or one that is malformed.
+    """
+    if len(text) > MAX_ANSWER_CHARS:
+        raise AnswerError([f"the answer has {len(text):,} characters; give the JSON alone"])
+    listed = _find_subtasks(text)
+    if listed is None:
+        raise AnswerError(['there is no JSON object {"subtasks": [...]} in the answer'])
+    if not listed or len(listed) > MAX_SUBTASKS:
+        raise AnswerError(["`subtasks` is empty" if not listed else f"`subtasks` has {len(listed):,} entries"])
+    subtasks: list[Subtask] = []
+    objections: list[str] = []
+    for number, entry in enumerate(listed, 1):
+        try:
+            subtasks.append(_parse_subtask(entry))
+        except ValueError as error:
+            objections.append(f"subtask {number}: {error}")
+    if objections:
+        raise AnswerError(objections)
+    return subtasks
+
+
+def check_subtasks(subtasks: Sequence[Subtask], rules: SubtaskRules) -> list[str]:
+    """Everything that is wrong with some subtasks; nothing where they can be taken."""
+    if not subtasks:
+        return ["there are no subtasks"]
+    return [*_check_names([each.name for each in subtasks], rules), *_check_times(subtasks, rules)]
+
+
+def snap_subtasks(subtasks: Sequence[Subtask], rules: SubtaskRules) -> FrameSubtasks:
+    """Frames of subtasks that obey the rules: starts rounded at the dataset's fps, each until the next one, the last until
+    the episode's last frame.
+
+    Raises:
+        AnswerError: two boundaries fall on one frame.
+    """
+    starts = [0, *(round(each.start_s * rules.fps) for each in subtasks[1:])]
+    starts = [min(start, rules.length - 1) for start in starts]
+    crowded = [f"{_quoted(after.name)} begins in the same frame as {_quoted(before.name)}; each needs at least one frame"
+               for before, after, first, second in zip(subtasks, subtasks[1:], starts, starts[1:], strict=False)
+               if second <= first]  # fmt: skip
+    if crowded:
+        raise AnswerError(crowded)
+    return FrameSubtasks(tuple(each.name for each in subtasks), tuple(starts), (*starts[1:], rules.length - 1))
+
+
+def take_subtasks(subtasks: Sequence[Subtask], rules: SubtaskRules) -> FrameSubtasks:
+    """Check and snap.
+
+    Raises:
+        AnswerError: what `check_subtasks` says, or `snap_subtasks`.
+    """
+    objections = check_subtasks(subtasks, rules)
+    if objections:
+        raise AnswerError(objections)
+    return snap_subtasks(subtasks, rules)
+
+
+def whole_task(name: str, length: int) -> FrameSubtasks:
+    """One subtask from the first frame to the last: LeRobot's automatic sparse "task"."""
+    return FrameSubtasks((name,), (0,), (length - 1,))
+
+
+def is_uniform_split(subtasks: FrameSubtasks) -> bool:
+    """Whether three subtasks or more are equally long, which is what a model says that did not look."""
+    durations = [end - start for start, end in zip(subtasks.start, subtasks.end, strict=True)]
+    if len(durations) < 3:
+        return False
+    mean = sum(durations) / len(durations)
+    return max(durations) - min(durations) <= max(1.0, UNIFORM_SHARE * mean)
+
+
+def _find_subtasks(text: str) -> list[Any] | None:
+    """The list of subtasks of the last JSON value that has one."""
+    found = None
+    for piece in [*_FENCE.findall(text), text]:
+        for value in _json_values(piece):
+            listed = value.get("subtasks") if isinstance(value, dict) else value
+            if isinstance(listed, list) and (isinstance(value, dict) or all(isinstance(each, dict) for each in listed)):
+                found = listed
+        if found is not None:
+            return found
+    return None
+
+
+def _json_values(text: str) -> list[Any]:
+    """The outermost JSON objects and lists that stand in a text, in order."""
+    decoder = json.JSONDecoder()
+    values, at = [], 0
+    while (match := re.compile(r"[{\[]").search(text, at)) is not None:
+        try:
+            value, at = decoder.raw_decode(text, match.start())
+            values.append(value)
+        except (ValueError, RecursionError):
+            at = match.end()
+    return values
+
+
+def _parse_subtask(entry: Any) -> Subtask:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{_shown(entry)} is no object with name, start and end")
+    name = entry.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("it has no name")
+    times = entry["timestamps"] if isinstance(entry.get("timestamps"), dict) else entry
+    missing = [side for side in ("start", "end") if times.get(side) is None]
+    if missing:
+        raise ValueError(f"{_quoted(name)} has no {' and no '.join(missing)}")
+    return Subtask(name.strip(), parse_time(times["start"]), parse_time(times["end"]))
+
+
+def _check_names(names: Sequence[str], rules: SubtaskRules) -> list[str]:
+    labels = list(rules.labels)
+    unknown = [name for name in dict.fromkeys(names) if name not in labels]
+    objections = [f"{_quoted(name)} is not one of the labels{nearest(name, labels)}" for name in unknown]
+    known = [name for name in names if name in labels]
+    first_seen = list(dict.fromkeys(known))
+    if not rules.allow_missing:
+        objections += [f"{_quoted(label)} is missing" for label in labels if label not in known]
+    if rules.allow_repeats:
+        pairs = itertools.pairwise(names)
+        objections += [
+            f"{_quoted(name)} comes twice in a row; make it one subtask" for name, after in pairs if name == after
+        ]
+    else:
+        objections += [f"{_quoted(name)} is there {known.count(name)} times, not once"
+                       for name in first_seen if known.count(name) > 1]  # fmt: skip
+    for before, after in itertools.pairwise(first_seen):
+        if labels.index(after) < labels.index(before):
+            objections.append(f"{_quoted(after)} comes after {_quoted(before)}, against the order of the labels")
+    return objections
+
+
+def _check_times(subtasks: Sequence[Subtask], rules: SubtaskRules) -> list[str]:
+    end, tolerance = rules.duration_s, rules.tolerance_s + 1e-9
+    objections = []
+    for name, start_s, end_s in subtasks:
+        if not start_s < end_s:
+            objections.append(f"{_quoted(name)} ends at {clock(end_s)}, not after its start {clock(start_s)}")
+        elif start_s >= end:
+            objections.append(f"{_quoted(name)} starts at {clock(start_s)}, after the episode's end {clock(end)}")
+    first, last = subtasks[0], subtasks[-1]
+    if first.start_s > tolerance:
+        objections.append(f"the first subtask starts at {clock(first.start_s)}, not at 00:00.0")
+    if abs(last.end_s - end) > tolerance:
+        objections.append(f"the last subtask ends at {clock(last.end_s)}, not at the episode's end {clock(end)}")
+    for before, after in itertools.pairwise(subtasks):
+        starts = f"{_quoted(after.name)} starts at {clock(after.start_s)}"
+        if after.start_s <= before.start_s:
+            objections.append(f"{starts}, not after the start of the subtask before it")
+        elif abs(after.start_s - before.end_s) > tolerance:
+            what = "a gap" if after.start_s > before.end_s else "an overlap"
+            objections.append(f"{starts}, {what} to the end of {_quoted(before.name)} at {clock(before.end_s)}")
+    return objections
+
+
+def _quoted(name: str) -> str:
+    return f"'{name[:60]}'"
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60]

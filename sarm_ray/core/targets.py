@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sarm_ray.core.subtasks import frame_targets, whole_episode_targets
+from sarm_ray.core.frame_targets import frame_targets, whole_episode_targets
 
 INTERRUPTED_TAU = 0.95
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sarm_ray.core.subtasks import stage_numbers
+from sarm_ray.core.frame_targets import stage_numbers
 from sarm_ray.core.targets import annotated_segments, temporal_proportions
 from sarm_ray.demo.motion import Segment
 

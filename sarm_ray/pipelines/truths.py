@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sarm_ray.core.frame_targets import whole_episode_targets
 from sarm_ray.core.metrics import Truth
 from sarm_ray.core.progress import normalize_progress
-from sarm_ray.core.subtasks import whole_episode_targets
 from sarm_ray.core.targets import Segments, completed_durations, episode_targets
 from sarm_ray.data.annotation_io import Annotations, annotation_of, read_annotations
 from sarm_ray.data.lerobot import Dataset

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from sarm_ray.core.frame_targets import stage_numbers
 from sarm_ray.core.progress import stage_breakpoints
-from sarm_ray.core.subtasks import stage_numbers
 from sarm_ray.core.targets import annotated_segments, temporal_proportions
 from sarm_ray.data import hub, storage
 from sarm_ray.data.annotation_io import Annotations, annotation_of

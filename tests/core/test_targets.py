@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarm_ray.core.subtasks import stage_targets
+from sarm_ray.core.frame_targets import stage_targets
 from sarm_ray.core.targets import (
     annotated_segments,
     completed_durations,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sarm_ray.core.augment import Augmentation, clean_slots, training_slots
-from sarm_ray.core.subtasks import stage_numbers
+from sarm_ray.core.frame_targets import stage_numbers
 from sarm_ray.core.targets import (
     annotated_segments,
     completed_durations,

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sarm_ray.core.frame_targets import stage_targets
 from sarm_ray.core.progress import normalize_progress, stage_breakpoints
 from sarm_ray.core.rabc import DeltaDistribution, progress_deltas, rabc_weights, summarize_weights
-from sarm_ray.core.subtasks import stage_targets
 from sarm_ray.data.annotation_io import read_annotations
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.data.progress_io import progress_schema, write_progress
