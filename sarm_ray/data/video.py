@@ -44,19 +44,23 @@ class FrameRequest:
 
 
 def read_frames(
-    location: str, requests: list[FrameRequest], fps: float, size: int, image_key: str | None = None
+    location: str,
+    requests: list[FrameRequest],
+    fps: float,
+    size: int | tuple[int, int],
+    image_key: str | None = None,
 ) -> Iterator[np.ndarray | VideoError]:
-    """Frames of several chunks of one file, resized and centre-cropped.
+    """Frames of several chunks of one file, resized.
 
     Args:
         location: an mp4, or the data parquet of an image dataset.
         requests: in the order of their time in the file.
         fps: of the dataset.
-        size: side of the images.
+        size: side of the images, of which the centre is taken; or (height, width) of whole images.
         image_key: the column that holds the images; None for a video.
 
     Yields:
-        For each request, in order, (k, size, size, 3) uint8 RGB, or the VideoError that kept it from being whole.
+        For each request, in order, (k, height, width, 3) uint8 RGB, or the VideoError that kept it from being whole.
     """
     if image_key is not None:
         read = functools.lru_cache(maxsize=1)(functools.partial(read_episode_table, location, (image_key,)))
@@ -78,27 +82,41 @@ def read_frames(
         yield VideoError(location, None, cause)
 
 
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """By antialiased bicubic: (H, W, 3) uint8 -> (height, width, 3) uint8."""
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    pixels = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+    return pixels[0].permute(1, 2, 0).numpy()
+
+
 def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Shortest edge to `size` by antialiased bicubic, then the centre: (H, W, 3) uint8 -> (size, size, 3) uint8.
 
     CLIP's preprocessing as LeRobot runs it, bit for bit (torchvision's uint8 path is this torch kernel).
     """
-    import torch
-
     height, width = image.shape[:2]
     if (height, width) != (size, size):
         scaled = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        pixels = torch.nn.functional.interpolate(pixels, size=scaled, mode="bicubic", antialias=True)
-        image = pixels[0].permute(1, 2, 0).numpy()
+        image = resize(image, *scaled)
     top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
     return image[top : top + size, left : left + size]
+
+
+def _fit(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    return resize_and_crop(image, size) if isinstance(size, int) else resize(image, *size)
+
+
+def _shape(num_frames: int, size: int | tuple[int, int]) -> tuple[int, int, int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return num_frames, height, width, 3
 
 
 class _Assembly:
     """Chunks being filled from decoded frames, which come in presentation order."""
 
-    def __init__(self, requests: list[FrameRequest], fps: float, size: int):
+    def __init__(self, requests: list[FrameRequest], fps: float, size: int | tuple[int, int]):
         self.requests, self.size = requests, size
         self.tolerance_s = TOLERANCE_FRAMES / fps
         self.times = np.concatenate([request.from_timestamp + request.frames / fps for request in requests])
@@ -122,9 +140,8 @@ class _Assembly:
             return
         first = self.ends[chunk] - len(self.requests[chunk].frames)
         if chunk not in self.pixels:
-            shape = (len(self.requests[chunk].frames), self.size, self.size, 3)
-            self.pixels[chunk] = np.empty(shape, dtype=np.uint8)
-        self.pixels[chunk][slot - first] = resize_and_crop(self._rgb(frame), self.size)
+            self.pixels[chunk] = np.empty(_shape(len(self.requests[chunk].frames), self.size), dtype=np.uint8)
+        self.pixels[chunk][slot - first] = _fit(self._rgb(frame), self.size)
         self.distance[slot] = distance
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
@@ -200,7 +217,11 @@ def _refuse_what_is_no_video(stream: IO[bytes]) -> None:
 
 
 def _decode(
-    location: str, container: av.container.InputContainer, requests: list[FrameRequest], fps: float, size: int
+    location: str,
+    container: av.container.InputContainer,
+    requests: list[FrameRequest],
+    fps: float,
+    size: int | tuple[int, int],
 ) -> Iterator[np.ndarray | VideoError]:
     if not container.streams.video:
         raise ValueError("it has no video stream")
@@ -316,7 +337,7 @@ def _drain(context: av.VideoCodecContext) -> Iterator[av.VideoFrame | av.error.F
 
 
 def _read_images(
-    read: Callable[[int | None], pa.Table], location: str, request: FrameRequest, size: int, key: str
+    read: Callable[[int | None], pa.Table], location: str, request: FrameRequest, size: int | tuple[int, int], key: str
 ) -> np.ndarray | VideoError:
     try:
         table = read(request.episode_index)
@@ -325,14 +346,14 @@ def _read_images(
     has_numbers = "frame_index" in table.column_names
     numbers = table["frame_index"].to_numpy() if has_numbers else np.arange(table.num_rows)
     rows = np.searchsorted(numbers, request.frames)
-    pixels = np.empty((len(request.frames), size, size, 3), dtype=np.uint8)
+    pixels = np.empty(_shape(len(request.frames), size), dtype=np.uint8)
     for position, (frame, row) in enumerate(zip(request.frames.tolist(), rows.tolist(), strict=True)):
         if row >= len(numbers) or numbers[row] != frame:
             return VideoError(location, frame, f"the episode's {table.num_rows} rows do not have it")
         cell = table[key][row].as_py()
         try:
             with Image.open(io.BytesIO(cell["bytes"])) as image:
-                pixels[position] = resize_and_crop(np.array(image.convert("RGB")), size)
+                pixels[position] = _fit(np.array(image.convert("RGB")), size)
         except (OSError, SyntaxError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
             return VideoError(location, frame, f"not a readable image ({error})")
     return pixels

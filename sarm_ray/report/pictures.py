@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sarm_ray.data.lerobot import Dataset, fetch_files
 from sarm_ray.data.storage import write_atomically
-from sarm_ray.data.video import FrameRequest, read_frames
-from sarm_ray.errors import DatasetError, VideoError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,35 +19,6 @@ MISSING = np.uint8(205)  # grey of a picture that cannot be read
 # Okabe and Ito, in an order in which neighbours differ in lightness too; more stages than these get a ramp of viridis
 STAGE_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans")
-
-
-def read_pictures(
-    dataset: Dataset, camera: str, row: int, frames: np.ndarray, size: int
-) -> Iterator[np.ndarray | VideoError]:
-    """Pictures of some frames of an episode, each by itself: one that is broken does not take the others with it.
-
-    Args:
-        dataset: of a video or image camera.
-        camera: its key.
-        row: position of the episode in the table.
-        frames: (k,) int64, ascending, none twice, counted inside the episode.
-        size: side in pixels; the centre of wider pictures.
-
-    Yields:
-        For each frame, in order, (size, size, 3) uint8 RGB, or what kept it from being read.
-    """
-    files = dataset.camera_files(camera)
-    location = dataset.location(files.path(row))
-    episode = int(dataset.episode_index[row]) if dataset.version == "v3.0" else None
-    requests = [FrameRequest(episode, float(files.from_timestamp[row]), frames[i : i + 1]) for i in range(len(frames))]
-    try:
-        fetch_files(dataset, np.array([row]), camera)
-    except DatasetError as error:  # a Hub that is out of reach
-        yield from [VideoError(location, None, str(error))] * len(frames)
-        return
-    image_key = None if dataset.is_video(camera) else camera
-    for result in read_frames(location, requests, dataset.fps, size, image_key):
-        yield result if isinstance(result, VideoError) else result[0]
 
 
 def write_png(path: str, make: "Callable[[], Figure]") -> None:

@@ -13,6 +13,7 @@ from sarm_ray.core.progress import normalize_progress
 from sarm_ray.core.targets import completed_durations, episode_targets
 from sarm_ray.data.annotation_io import Annotations, annotation_of, segments_by_stage
 from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.pictures import read_pictures
 from sarm_ray.errors import VideoError
 from sarm_ray.report.pictures import (
     CURVE,
@@ -20,7 +21,6 @@ from sarm_ray.report.pictures import (
     INK,
     MISSING,
     new_figure,
-    read_pictures,
     shortened,
     stage_colours,
     style,

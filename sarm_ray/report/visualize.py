@@ -16,6 +16,7 @@ from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.console import Progress, say, tell
 from sarm_ray.data import storage
 from sarm_ray.data.annotation_io import annotation_of
+from sarm_ray.data.pictures import read_pictures
 from sarm_ray.errors import DatasetError, VideoError
 from sarm_ray.report.annotations import (
     AnnotatedEpisode,
@@ -26,7 +27,6 @@ from sarm_ray.report.annotations import (
     picture_size,
     stage_order,
 )
-from sarm_ray.report.pictures import read_pictures
 from sarm_ray.report.predictions import THUMBNAIL_SIZE, draw_prediction, prediction_name, thumbnail_frames
 from sarm_ray.report.scored import read_prediction, read_text
 from sarm_ray.report.side_by_side import SIDE, video_name, write_side_by_side

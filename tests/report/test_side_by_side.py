@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sarm_ray.data.lerobot import open_dataset
+from sarm_ray.data.pictures import read_pictures
 from sarm_ray.errors import VideoError
-from sarm_ray.report.pictures import read_pictures
 from sarm_ray.report.predictions import Prediction
 from sarm_ray.report.side_by_side import (
     FRAME_LEFT,
