@@ -5,6 +5,8 @@
     |- DatasetError         the dataset as a whole (a single bad chunk is data, not an exception of the run)
     |- CheckpointError      a reward model
     |- EncoderError         an image encoder
+    |- AnnotatorError       a VLM that cannot be used at all; it stops a run
+    |  '- NoAnswerError     what it did not answer about one episode; a pipeline records it and goes on
     |- OutputExistsError    we do not overwrite unasked, nor write where another run does
     |- RunInterruptedError  asked to stop; what is finished is kept (exit code 130)
     |- StoreError           a remote store that does not let us in; it stops a run, which goes on when started again
@@ -36,6 +38,14 @@ class CheckpointError(SarmRayError, ValueError):
 
 class EncoderError(SarmRayError, ValueError):
     """An encoder that cannot be loaded or does not fit the checkpoint."""
+
+
+class AnnotatorError(SarmRayError):
+    """A VLM that cannot be loaded or reached, or does not let us in."""
+
+
+class NoAnswerError(AnnotatorError):
+    """A VLM that refused one question, or did not answer it in time, after all retries."""
 
 
 class OutputExistsError(SarmRayError):
