@@ -27,16 +27,24 @@ def tell(notices: Iterable[str]) -> None:
 
 
 class Progress:
-    """Frames done of a phase, with rate and time left.
+    """Frames done of a phase, or other units, with rate and time left.
 
     Args:
         phase: its name.
         total: frames to do.
         quiet: print nothing.
+        unit: what is counted.
     """
 
-    def __init__(self, phase: str, total: int, quiet: bool = False, clock: Callable[[], float] = time.monotonic):
-        self.phase, self.total, self.quiet, self.clock = phase, total, quiet, clock
+    def __init__(
+        self,
+        phase: str,
+        total: int,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        unit: str = "frames",
+    ):
+        self.phase, self.total, self.quiet, self.clock, self.unit = phase, total, quiet, clock, unit
         self.done = 0
         self.started = self.printed = clock()
         self.first: tuple[float, int] | None = None
@@ -59,7 +67,7 @@ class Progress:
         elapsed = max(self.clock() - self.started, 1e-6)
         rate = self.done / elapsed
         share = self.done / max(self.total, 1)
-        text = f"{self.phase:<7} {self.done:>11,}/{self.total:,} frames {share:4.0%} {rate:8.1f} frames/s"
+        text = f"{self.phase:<7} {self.done:>11,}/{self.total:,} {self.unit} {share:4.0%} {rate:8.1f} {self.unit}/s"
         if self.done >= self.total:
             return f"{text}  in {duration(elapsed)}"
         left_s = self._left_s()

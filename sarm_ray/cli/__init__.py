@@ -12,6 +12,7 @@ import click
 
 from sarm_ray import __version__
 from sarm_ray.bench.commands import bench
+from sarm_ray.cli.annotate import annotate
 from sarm_ray.cli.demo import demo
 from sarm_ray.cli.evaluate import evaluate
 from sarm_ray.cli.inspect import inspect
@@ -51,5 +52,5 @@ def main() -> None:
     """SARM, the stage-aware reward model for robot video, on a Ray cluster."""
 
 
-for command in (demo, inspect, train, score, evaluate, weights, visualize, report, bench):
+for command in (demo, inspect, annotate, train, score, evaluate, weights, visualize, report, bench):
     main.add_command(command)

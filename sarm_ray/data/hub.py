@@ -119,6 +119,22 @@ def require_token(repo_id: str) -> None:
         raise DatasetError(f"{repo_id}: pushing needs a Hugging Face token; run `hf auth login` or set HF_TOKEN")
 
 
+def place_push(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The Hub repository and branch that a dataset was named by, and that may be pushed to.
+
+    Raises:
+        ConfigError: it was not named by its Hub id.
+        DatasetError: there is no token.
+    """
+    repo_id, branch = parse_dataset_uri(name, revision)
+    if Path(name).expanduser().exists() or not is_hub_id(repo_id):
+        raise ConfigError(
+            f"{name} is no Hub id, so --push-to-hub has nowhere to push to; give the dataset as owner/name"
+        )
+    require_token(repo_id)
+    return repo_id, branch
+
+
 def upload_to_hub(
     repo_id: str, repo_type: str, files: dict[str, str], message: str, revision: str | None = None
 ) -> str:

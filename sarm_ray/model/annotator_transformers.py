@@ -34,6 +34,28 @@ class LocalVlm:
     num_gpus: int
 
 
+def check_vlm(vlm: LocalVlm) -> None:
+    """Find out before any work whether a model is one that answers questions about videos, and what it needs is installed.
+
+    Raises:
+        AnnotatorError: it is not, or something is missing.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    from transformers.utils import is_torchvision_available
+
+    try:
+        config = AutoConfig.from_pretrained(vlm.folder or vlm.name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AnnotatorError(f"{vlm.name}: its config cannot be read: {_first_line(error)}") from error
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise AnnotatorError(
+            f"{vlm.name} is a {config.model_type}, which answers no questions about videos; take a Qwen3-VL"
+        )
+    if not is_torchvision_available():
+        raise AnnotatorError(f"{vlm.name} needs torchvision, which is not installed; {EXTRA}, or --engine openai")
+
+
 class TransformersAnnotator:
     """A processor and a model; greedy decoding, so that the same question gets the same answer."""
 

@@ -35,6 +35,7 @@ def work_through(
     record: Callable[[dict[str, Any], int], None],
     stop: Stop,
     quiet: bool = False,
+    noun: str = "chunk",
 ) -> np.ndarray:
     """Run a pipeline over chunks until each has reported, has been given up, or the run is asked to stop.
 
@@ -45,6 +46,7 @@ def work_through(
         record: is called with each row and the number of the attempt.
         stop: where the run is asked to stop.
         quiet: say nothing of retries.
+        noun: what a chunk is to the user.
 
     Returns:
         (M, 2) int64, chunks that were given up.
@@ -69,7 +71,7 @@ def work_through(
             return todo[:0]
         if attempt < MAX_ATTEMPTS and not quiet:
             again = f"tried again by itself, {attempt + 1} of {MAX_ATTEMPTS}"
-            tell([f"a worker process died with {len(todo):,} chunk{'s' if len(todo) > 1 else ''}; {again}"])
+            tell([f"a worker process died with {len(todo):,} {noun}{'s' if len(todo) > 1 else ''}; {again}"])
     return todo
 
 

@@ -138,7 +138,7 @@ def plan_scores(config: ScoreConfig, cluster: Cluster) -> list[ScorePlan]:
     heads = choose_heads(config.head_mode, checkpoint, notices)
     plans = []
     for name, dataset, output in zip(config.datasets, datasets, outputs, strict=True):
-        push_to = _place_push(name, config.revision) if config.push_to_hub else None
+        push_to = hub.place_push(name, config.revision) if config.push_to_hub else None
         plans.append(_plan_score(config, dataset, output, push_to, checkpoint, encoder, heads, cluster, [*notices]))
         refuse_finished(plans[-1], config)
         notices = []
@@ -220,17 +220,6 @@ def _place_outputs(config: ScoreConfig, datasets: list[Dataset]) -> list[str]:
         if storage.is_folder(output):
             raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{PROGRESS_FILE}")
     return outputs
-
-
-def _place_push(name: str, revision: str | None) -> tuple[str, str | None]:
-    """The Hub repository and branch that a dataset was named by."""
-    repo_id, branch = hub.parse_dataset_uri(name, revision)
-    if Path(name).expanduser().exists() or not hub.is_hub_id(repo_id):
-        raise ConfigError(
-            f"{name} is no Hub id, so --push-to-hub has nowhere to push to; give the dataset as owner/name"
-        )
-    hub.require_token(repo_id)
-    return repo_id, branch
 
 
 def _place_output(config: ScoreConfig, dataset: Dataset) -> str:
