@@ -4,6 +4,8 @@ Nothing is repaired silently. What does not hold is said in words that can be pu
 once. LeRobot's tool checks neither labels nor order nor times, and one bad timestamp ends its run.
 """
 
+import difflib
+import functools
 import itertools
 import json
 import math
@@ -12,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sarm_ray.errors import nearest
-
 MAX_ANSWER_CHARS = 100_000
 MAX_SUBTASKS = 1000
+MAX_OBJECTIONS = 20
+MAX_BROKEN_JSON = 100
 MAX_TIME_S = 1e6
 UNIFORM_SHARE = 0.03
 
-_FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
-_TIME = re.compile(r"(?:(\d{1,4}):)?(?:(\d{1,4}):)?(\d{1,6}(?:\.\d{1,9})?)")
+_JSON_START = re.compile(r'\{\s*"|\[\s*\{')
+_TIME = re.compile(r"(?:(\d{1,4}):)?(?:(\d{1,4}):)?(\d{1,6}(?:\.\d{1,20})?)")
 
 
 class Subtask(NamedTuple):
@@ -67,12 +69,17 @@ class AnswerError(ValueError):
     """An answer that cannot be taken.
 
     Args:
-        objections: everything that is wrong with it, each a sentence without its full stop.
+        objections: everything that is wrong with it, each a sentence without its full stop. The first ones are kept and
+            the others counted, as a model that repeats itself can earn thousands.
     """
 
     def __init__(self, objections: Sequence[str]):
-        super().__init__("; ".join(objections))
-        self.objections = tuple(objections)
+        super().__init__(tuple(objections))
+        more = len(objections) - MAX_OBJECTIONS
+        self.objections = (*objections[:MAX_OBJECTIONS], *([f"there are {more:,} more objections"] if more > 0 else []))
+
+    def __str__(self) -> str:
+        return "; ".join(self.objections)
 
 
 def parse_time(value: object) -> float:
@@ -91,23 +98,27 @@ def parse_time(value: object) -> float:
         hours, minutes = (int(first), int(second)) if second else (0, int(first or 0))
         if (first and seconds >= 60) or (second and minutes >= 60):
             raise ValueError(f"{_shown(value)} is no time; minutes and seconds after a colon go up to 59")
-        value = 3600 * hours + 60 * minutes + seconds
-    if not 0 <= value <= MAX_TIME_S:  # NaN too
+        seconds += 3600 * hours + 60 * minutes
+    else:
+        seconds = value
+    if not 0 <= seconds <= MAX_TIME_S:  # NaN too
         raise ValueError(f"{_shown(value)} is no time inside an episode")
-    return float(value)
+    return float(seconds)
 
 
-def clock(seconds: float) -> str:
-    """MM:SS.s, as the frames shown to a model are marked."""
-    tenths = math.floor(seconds * 10 + 0.5)
-    return f"{tenths // 600:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
+def clock(seconds: float, digits: int = 1) -> str:
+    """MM:SS.s, as the frames shown to a model are marked; or with more digits."""
+    unit = 10**digits
+    parts = math.floor(seconds * unit + 0.5)
+    return f"{parts // (60 * unit):02d}:{parts // unit % 60:02d}.{parts % unit:0{digits}d}"
 
 
 def parse_answer(text: str) -> list[Subtask]:
     """The subtasks in a model's answer.
 
-    The JSON may stand alone, in a fence, or somewhere in the text; the last object with `subtasks` counts. Each subtask has
-    `name`, `start` and `end`, or the `timestamps` of LeRobot's tool around the latter two.
+    The JSON may stand alone, in a fence, or somewhere in the text. The last object with `subtasks` counts; without one, the
+    last list of objects. Each subtask has `name`, `start` and `end`, or the `timestamps` of LeRobot's tool around the latter
+    two.
 
     Raises:
         AnswerError: no such JSON, or one that is malformed.
@@ -116,9 +127,11 @@ def parse_answer(text: str) -> list[Subtask]:
         raise AnswerError([f"the answer has {len(text):,} characters; give the JSON alone"])
     listed = _find_subtasks(text)
     if listed is None:
-        raise AnswerError(['there is no JSON object {"subtasks": [...]} in the answer'])
-    if not listed or len(listed) > MAX_SUBTASKS:
-        raise AnswerError(["`subtasks` is empty" if not listed else f"`subtasks` has {len(listed):,} entries"])
+        raise AnswerError(['there is no complete and valid JSON object {"subtasks": [...]} in the answer'])
+    if not listed:
+        raise AnswerError(["`subtasks` is empty"])
+    if len(listed) > MAX_SUBTASKS:
+        raise AnswerError([f"`subtasks` has {len(listed):,} entries, more than {MAX_SUBTASKS:,}"])
     subtasks: list[Subtask] = []
     objections: list[str] = []
     for number, entry in enumerate(listed, 1):
@@ -135,7 +148,9 @@ def check_subtasks(subtasks: Sequence[Subtask], rules: SubtaskRules) -> list[str
     """Everything that is wrong with some subtasks; nothing where they can be taken."""
     if not subtasks:
         return ["there are no subtasks"]
-    return [*_check_names([each.name for each in subtasks], rules), *_check_times(subtasks, rules)]
+    no_times = [f"{_quoted(name)}: {_shown(time)} is no time inside an episode"
+                for name, *times in subtasks for time in times if not 0 <= time <= MAX_TIME_S]  # fmt: skip
+    return [*_check_names([each.name for each in subtasks], rules), *(no_times or _check_times(subtasks, rules))]
 
 
 def snap_subtasks(subtasks: Sequence[Subtask], rules: SubtaskRules) -> FrameSubtasks:
@@ -145,7 +160,8 @@ def snap_subtasks(subtasks: Sequence[Subtask], rules: SubtaskRules) -> FrameSubt
     Raises:
         AnswerError: two boundaries fall on one frame.
     """
-    starts = [0, *(round(each.start_s * rules.fps) for each in subtasks[1:])]
+    # Halves go up, also 4.1 s x 15 fps = 61.499...: to the even frame, 1.5 and 2.5 would both become 2.
+    starts = [0, *(math.floor(each.start_s * rules.fps + 0.5 + 1e-6) for each in subtasks[1:])]
     starts = [min(start, rules.length - 1) for start in starts]
     crowded = [f"{_quoted(after.name)} begins in the same frame as {_quoted(before.name)}; each needs at least one frame"
                for before, after, first, second in zip(subtasks, subtasks[1:], starts, starts[1:], strict=False)
@@ -177,33 +193,35 @@ def is_uniform_split(subtasks: FrameSubtasks) -> bool:
     durations = [end - start for start, end in zip(subtasks.start, subtasks.end, strict=True)]
     if len(durations) < 3:
         return False
+    durations[-1] += 1  # its end is its own last frame, not the first one of another
     mean = sum(durations) / len(durations)
     return max(durations) - min(durations) <= max(1.0, UNIFORM_SHARE * mean)
 
 
 def _find_subtasks(text: str) -> list[Any] | None:
-    """The list of subtasks of the last JSON value that has one."""
-    found = None
-    for piece in [*_FENCE.findall(text), text]:
-        for value in _json_values(piece):
-            listed = value.get("subtasks") if isinstance(value, dict) else value
-            if isinstance(listed, list) and (isinstance(value, dict) or all(isinstance(each, dict) for each in listed)):
-                found = listed
-        if found is not None:
-            return found
-    return None
+    """The last list of subtasks in a text."""
+    values = _json_values(text)
+    named = [
+        value["subtasks"] for value in values if isinstance(value, dict) and isinstance(value.get("subtasks"), list)
+    ]
+    bare = [value for value in values if isinstance(value, list) and all(isinstance(each, dict) for each in value)]
+    return (named or bare or [None])[-1]
 
 
 def _json_values(text: str) -> list[Any]:
-    """The outermost JSON objects and lists that stand in a text, in order."""
+    """The outermost JSON objects and lists of objects that stand in a text, in order.
+
+    What is broken is looked into for whole parts, which costs a pass over the rest of the text each time: not for ever.
+    """
     decoder = json.JSONDecoder()
-    values, at = [], 0
-    while (match := re.compile(r"[{\[]").search(text, at)) is not None:
+    values: list[Any] = []
+    at = broken = 0
+    while broken < MAX_BROKEN_JSON and (match := _JSON_START.search(text, at)) is not None:
         try:
             value, at = decoder.raw_decode(text, match.start())
             values.append(value)
         except (ValueError, RecursionError):
-            at = match.end()
+            at, broken = match.start() + 1, broken + 1
     return values
 
 
@@ -217,22 +235,29 @@ def _parse_subtask(entry: Any) -> Subtask:
     missing = [side for side in ("start", "end") if times.get(side) is None]
     if missing:
         raise ValueError(f"{_quoted(name)} has no {' and no '.join(missing)}")
-    return Subtask(name.strip(), parse_time(times["start"]), parse_time(times["end"]))
+    seconds, wrong = [], []
+    for side in ("start", "end"):
+        try:
+            seconds.append(parse_time(times[side]))
+        except ValueError as error:
+            wrong.append(f"{side}: {error}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return Subtask(name.strip(), *seconds)
 
 
 def _check_names(names: Sequence[str], rules: SubtaskRules) -> list[str]:
     labels = list(rules.labels)
     unknown = [name for name in dict.fromkeys(names) if name not in labels]
-    objections = [f"{_quoted(name)} is not one of the labels{nearest(name, labels)}" for name in unknown]
+    objections = [f"{_quoted(name)} is not one of the labels{_hint(name, labels) if number < MAX_OBJECTIONS else ''}"
+                  for number, name in enumerate(unknown)]  # fmt: skip
     known = [name for name in names if name in labels]
     first_seen = list(dict.fromkeys(known))
     if not rules.allow_missing:
         objections += [f"{_quoted(label)} is missing" for label in labels if label not in known]
     if rules.allow_repeats:
-        pairs = itertools.pairwise(names)
-        objections += [
-            f"{_quoted(name)} comes twice in a row; make it one subtask" for name, after in pairs if name == after
-        ]
+        doubled = dict.fromkeys(name for name, after in itertools.pairwise(names) if name == after)
+        objections += [f"{_quoted(name)} comes twice in a row; make it one subtask" for name in doubled]
     else:
         objections += [f"{_quoted(name)} is there {known.count(name)} times, not once"
                        for name in first_seen if known.count(name) > 1]  # fmt: skip
@@ -244,30 +269,40 @@ def _check_names(names: Sequence[str], rules: SubtaskRules) -> list[str]:
 
 def _check_times(subtasks: Sequence[Subtask], rules: SubtaskRules) -> list[str]:
     end, tolerance = rules.duration_s, rules.tolerance_s + 1e-9
+    shown = functools.partial(clock, digits=1 if rules.tolerance_s >= 0.1 else 3)  # so that two times look different
     objections = []
     for name, start_s, end_s in subtasks:
         if not start_s < end_s:
-            objections.append(f"{_quoted(name)} ends at {clock(end_s)}, not after its start {clock(start_s)}")
+            objections.append(f"{_quoted(name)} ends at {shown(end_s)}, not after its start {shown(start_s)}")
         elif start_s >= end:
-            objections.append(f"{_quoted(name)} starts at {clock(start_s)}, after the episode's end {clock(end)}")
+            objections.append(f"{_quoted(name)} starts at {shown(start_s)}, not before the episode's end {shown(end)}")
     first, last = subtasks[0], subtasks[-1]
     if first.start_s > tolerance:
-        objections.append(f"the first subtask starts at {clock(first.start_s)}, not at 00:00.0")
+        objections.append(f"the first subtask starts at {shown(first.start_s)}, not at {shown(0)}")
     if abs(last.end_s - end) > tolerance:
-        objections.append(f"the last subtask ends at {clock(last.end_s)}, not at the episode's end {clock(end)}")
+        objections.append(f"the last subtask ends at {shown(last.end_s)}, not at the episode's end {shown(end)}")
     for before, after in itertools.pairwise(subtasks):
-        starts = f"{_quoted(after.name)} starts at {clock(after.start_s)}"
+        starts, previous = f"{_quoted(after.name)} starts at {shown(after.start_s)}", _quoted(before.name)
         if after.start_s <= before.start_s:
-            objections.append(f"{starts}, not after the start of the subtask before it")
+            objections.append(f"{starts}, not after the start of {previous} at {shown(before.start_s)}")
         elif abs(after.start_s - before.end_s) > tolerance:
             what = "a gap" if after.start_s > before.end_s else "an overlap"
-            objections.append(f"{starts}, {what} to the end of {_quoted(before.name)} at {clock(before.end_s)}")
+            objections.append(f"{starts}, but {previous} before it ends at {shown(before.end_s)}: {what}")
     return objections
 
 
+def _hint(name: str, labels: Sequence[str]) -> str:
+    """The label that is meant, perhaps; takes milliseconds."""
+    close = difflib.get_close_matches(name[:100], labels, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def _quoted(name: str) -> str:
-    return f"'{name[:60]}'"
+    """A name, with what cannot be printed or sent escaped."""
+    return repr(name if len(name) <= 100 else f"{name[:97]}...")
 
 
 def _shown(value: object) -> str:
-    return repr(value)[:60]
+    if isinstance(value, dict | list):  # whose repr may be too deep
+        return "an object" if isinstance(value, dict) else "a list"
+    return _quoted(value) if isinstance(value, str) else f"{value!r:.100}"
