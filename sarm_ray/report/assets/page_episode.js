@@ -1,17 +1,18 @@
 // An opened episode: its video beside its curve. The cursor follows what plays; a click or a drag on the curve seeks.
 
-const viewer = { episode: null, transport: null, chart: null, url: null, shown: -1 };
+const viewer = { episode: null, transport: null, chart: null, shown: -1 };
 const STEP_S = 0.5;
 const TIMED = ["stall", "drop", "lost", "unscored"]; // flags that are about a part of the episode
 
 function openEpisode(e, time) {
   const dialog = $("viewer");
   release();
-  Object.assign(viewer, { episode: e, shown: -1, chart: chartFrame(e) });
+  const { node, transport } = scene(e, playOrPause);
+  Object.assign(viewer, { episode: e, transport, shown: -1, chart: chartFrame(e) });
   const readout = el("p", { id: "readout", class: "readout" });
   const plot = div("plot", viewer.chart, transportBar(), readout, el("p", { class: "legend" }, chartLegend(e)));
   const events = e.flags.length > 0 && el("ul", { class: "events" }, e.flags.map(eventItem));
-  fill(dialog, viewerHead(e), div("viewer-body", scene(e), plot, events));
+  fill(dialog, viewerHead(e), div("viewer-body", node, plot, events));
   if (!dialog.open) {
     dialog.showModal();
     document.documentElement.classList.add("viewing");
@@ -72,8 +73,7 @@ function turn(by) {
 }
 function release() {
   if (viewer.transport) viewer.transport.close();
-  if (viewer.url) URL.revokeObjectURL(viewer.url);
-  Object.assign(viewer, { transport: null, url: null, episode: null, chart: null });
+  Object.assign(viewer, { transport: null, episode: null, chart: null });
 }
 function closeEpisode() {
   if ($("viewer").open) $("viewer").close();
