@@ -41,6 +41,13 @@ function seconds(s) {
     : `${(s / 3600).toFixed(1)} h`;
 }
 
+const TICKS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600];
+// Round times in seconds from 0 to a total, about as many as wanted.
+function ticksOf(total, wanted) {
+  const every = TICKS_S.find((each) => total / each <= wanted) || total;
+  return Array.from({ length: Math.floor(total / every + 1e-9) + 1 }, (_, n) => n * every);
+}
+
 // Episodes with what there is to be seen of them.
 const FILMED = DATA.episodes.number.map((number, i) => {
   const e = DATA.episodes;

@@ -108,3 +108,42 @@ function blobUrl(base64, type) {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   return URL.createObjectURL(new Blob([bytes], { type }));
 }
+
+const frameAt = (e, time) => Math.min(Math.floor(time * FPS + 0.02), e.length - 1);
+
+// Buttons of a player: `id` of the one that plays, what they do, and who has the transport.
+function transportBar({ id, playOrPause, step, transport }) {
+  const setSpeed = (event) => {
+    speed = Number(event.target.value);
+    for (const each of document.querySelectorAll("select.speed")) each.value = event.target.value;
+    transport()?.setSpeed();
+  };
+  const speeds = SPEEDS.map((each) => el("option", { value: each, selected: each === speed }, `${each}×`));
+  return div("transport",
+    button({ id, class: "button primary play", title: "Space", onclick: playOrPause }, "Play"),
+    button({ "aria-label": "One frame back", title: "One frame back", onclick: () => step(-1) }, "−1"),
+    button({ "aria-label": "One frame on", title: "One frame on", onclick: () => step(1) }, "+1"),
+    el("select", { class: "speed", "aria-label": "Speed", title: "Speed", onchange: setSpeed }, speeds));
+}
+
+// A press and a drag on a node call `seek` with the share of its width from the left.
+function dragToSeek(node, seek) {
+  let dragging = false;
+  const share = (event) => {
+    const box = node.getBoundingClientRect();
+    seek((event.clientX - box.left) / box.width);
+  };
+  node.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    dragging = true;
+    node.setPointerCapture(event.pointerId);
+    share(event);
+  });
+  node.addEventListener("pointermove", (event) => {
+    if (dragging) share(event);
+  });
+  for (const kind of ["pointerup", "pointercancel"])
+    node.addEventListener(kind, () => {
+      dragging = false;
+    });
+}
