@@ -168,14 +168,15 @@ def _timeline(annotations: dict[str, Annotations], kind: str, row: int, dataset:
     if starts[-1] >= length or min(np.diff([*starts, length])) < 1:
         return _Timeline((), (), ("unusable",))
     ends = (*starts[1:], length - 1)
-    found = {"uniform": is_uniform_split(FrameSubtasks(names, starts, ends)), "gaps": _moved(subtasks, starts, ends)}
+    found = {"uniform": is_uniform_split(FrameSubtasks(names, starts, ends)), "gaps": _moved(subtasks, starts, ends, dataset.fps)}
     return _Timeline(names, starts, tuple(flag for flag, there in found.items() if there))
 
 
-def _moved(subtasks: Sequence[Subtask], starts: Sequence[int], ends: Sequence[int]) -> bool:
-    """Whether a bound is not the stored one. A last end may be the last frame or, as with LeRobot, one past it."""
-    stored = np.array([(subtask.start, subtask.end) for subtask in subtasks])
-    return bool((np.abs(stored - np.stack([starts, ends], axis=1)) > 1).any())
+def _moved(subtasks: Sequence[Subtask], starts: Sequence[int], ends: Sequence[int], fps: float) -> bool:
+    """Whether a bound is not the stored one. The last end may be a second off: LeRobot's tool writes whole seconds."""
+    off = [abs(subtask.start - start) for subtask, start in zip(subtasks, starts, strict=True)]
+    off += [abs(subtask.end - end) for subtask, end in zip(subtasks, ends[:-1], strict=False)]
+    return max(off) > 1 or abs(subtasks[-1].end - ends[-1]) > max(fps, 1)
 
 
 def _flags(timelines: Mapping[str, _Timeline], notes: Sequence[str]) -> list[tuple[str, str]]:

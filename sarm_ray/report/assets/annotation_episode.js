@@ -43,7 +43,7 @@ function segmentTable(e, line) {
   line.objection = el("p", { class: "objection", role: "alert" });
   const title = div("panel-head tight", el("h4", null, line.kind), line.segments.length > 0 && line.reset);
   if (!line.segments.length) return el("section", null, title, el("p", { class: "note" }, emptyText(e)));
-  const heads = [["subtask", ""], ["start (s)", "start"], ["end (s)", "number"], ["frame", "number"], ["to", "number"]];
+  const heads = [["subtask", ""], ["start (s)", "start"], ["end (s)", "number"], ["start frame", "number"], ["end frame", "number"]];
   const head = el("tr", null, heads.map(([text, name]) => el("th", { class: name, scope: "col" }, text)));
   return el("section", { "aria-label": `${line.kind} subtasks of episode ${e.number}` }, title,
     el("table", { class: "subtasks" }, el("thead", null, head), el("tbody", null, line.segments.map((each) => segmentRow(e, line, each)))),
