@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from sarm_ray.config.report import ReportConfig
-from sarm_ray.console import say, size, tell
+from sarm_ray.console import size, tell
 from sarm_ray.core.metrics import DONE
 from sarm_ray.data import storage
 from sarm_ray.data.annotation_io import Annotations, read_annotations
 from sarm_ray.data.json_files import read_json
-from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
+from sarm_ray.data.lerobot import Dataset, open_dataset
 from sarm_ray.data.outcomes import dataset_outcomes
 from sarm_ray.errors import ConfigError, DatasetError, OutputExistsError, name_list, nearest
 from sarm_ray.report.flags import KINDS, Flag
@@ -33,9 +33,16 @@ from sarm_ray.report.page_data import (
     read_curves,
     read_metadata,
 )
-from sarm_ray.report.page_film import STRIP_FRAMES
 from sarm_ray.report.page_html import assemble_page, number_or_none, packed
-from sarm_ray.report.page_media import Media, choose_videos, make_media, remove_others
+from sarm_ray.report.page_media import (
+    Media,
+    choose_videos,
+    film_episodes,
+    filmed_object,
+    folder_beside,
+    media_object,
+    remove_others,
+)
 from sarm_ray.report.page_stages import NO_STAGE, Lanes, read_lanes
 from sarm_ray.report.page_weights import weights_object
 from sarm_ray.report.scored import Scores, open_scores
@@ -91,7 +98,7 @@ def report(config: ReportConfig, quiet: bool = False) -> PageReport:
     outcomes = _read_outcomes(dataset, config.labels, notices)
     curves = read_curves(progress, head, dataset, config.chunk_size)
     lanes = read_lanes(dataset, curves, scores, head, outcomes)
-    folder = _folder_of(output)
+    folder = folder_beside(output)
     media, curves = _film(dataset, camera, curves, config.max_videos, folder, notices, quiet)
     notices += lanes.notices
     data = {
@@ -101,7 +108,7 @@ def report(config: ReportConfig, quiet: bool = False) -> PageReport:
         "kinds": [[kind, *texts] for kind, texts in KINDS.items()],
         "episodes": _episodes_object(dataset, curves, media, outcomes),
         "curves": _curves_object(curves, lanes),
-        "media": _media_object(media),
+        "media": media_object(media),
         "weights": weights_object(curves.distribution, config.chunk_size, progress, head),
         "evaluation": evaluation,
         "notices": notices,
@@ -122,14 +129,9 @@ def describe_page(report: PageReport) -> str:
     verb = "is" if report.num_flagged == 1 else "are"
     flagged = f"{_many(report.num_flagged, 'episode')} {verb} flagged: {', '.join(kinds)}"
     lines.append(flagged if kinds else "no episode is flagged")
-    beside = f"; the page needs {Path(_folder_of(report.output)).name} beside it" if report.files else ""
+    beside = f"; the page needs {Path(folder_beside(report.output)).name} beside it" if report.files else ""
     lines.append(f"{report.output} ({size(report.num_bytes)}, {_many(report.num_videos, 'video')}{beside})")
     return "\n".join(lines)
-
-
-def _folder_of(output: str) -> str:
-    """The folder beside a page for what does not go into it."""
-    return f"{output.removesuffix('.html')}.files"
 
 
 def _many(number: int, noun: str) -> str:
@@ -226,23 +228,12 @@ def _film(
     quiet: bool,
 ) -> tuple[Media, Curves]:
     """Pictures of all episodes, and the curves with the flags that pictures give."""
-    num_episodes = len(curves.rows)
     if camera is None:
         notices.append(f"{dataset.name} has no camera; there are curves alone")
-        nothing = (None,) * num_episodes
-        return Media(
-            strip=nothing, video=nothing, num_frames=(0,) * num_episodes, dead=nothing, problem=nothing
-        ), curves
-    try:
-        fetch_files(dataset, curves.rows, camera)
-    except DatasetError as error:  # what is on this machine can still be shown
-        notices.append(f"videos cannot be fetched ({error})")
     flagged = np.array([bool(flags) for flags in curves.flags])
     with_video = choose_videos(curves.final, flagged, max_videos)
     order = np.argsort(curves.final, kind="stable")
-    if not quiet:
-        say(f"camera  {camera}; {with_video.sum():,} videos and {num_episodes:,} strips of pictures")
-    media = make_media(dataset, camera, curves.rows, order, with_video, folder, quiet)
+    media = film_episodes(dataset, camera, curves.rows, order, with_video, folder, notices, quiet)
     flags = []
     for number, own in enumerate(curves.flags):
         kinds = [media.dead[number], "unreadable" if media.problem[number] else None]
@@ -264,14 +255,8 @@ def _dataset_object(dataset: Dataset, curves: Curves, camera: str | None) -> dic
 
 def _episodes_object(dataset: Dataset, curves: Curves, media: Media, outcomes: np.ndarray) -> dict[str, Any]:
     """One list per property, an entry per episode."""
-    texts = ["; ".join(dataset.tasks[row]) for row in curves.rows.tolist()]
-    tasks = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     kinds = {kind: number for number, kind in enumerate(KINDS)}
-    return {
-        "number": dataset.episode_index[curves.rows].tolist(),
-        "length": dataset.length[curves.rows].tolist(),
-        "tasks": list(tasks),
-        "task": [tasks[text] for text in texts],
+    return filmed_object(dataset, curves.rows, media) | {
         "final": [number_or_none(value) for value in curves.final],
         "highest": [number_or_none(value) for value in curves.highest],
         "drawdown": [number_or_none(value) for value in curves.drawdown],
@@ -281,10 +266,6 @@ def _episodes_object(dataset: Dataset, curves: Curves, media: Media, outcomes: n
             for flags in curves.flags
         ],
         "points": curves.num_points.tolist(),
-        "strip": media.strip,
-        "video": media.video,
-        "video_frames": media.num_frames,
-        "problem": media.problem,
     }
 
 
@@ -301,15 +282,6 @@ def _curves_object(curves: Curves, lanes: Lanes) -> dict[str, Any]:
         "truth": packed(lanes.truth),
         "annotated": packed(lanes.annotated),
         "predicted": packed(lanes.predicted),
-    }
-
-
-def _media_object(media: Media) -> dict[str, Any]:
-    return {
-        "sprites": media.sprites,
-        "num_rows": media.num_rows,
-        "strip_frames": STRIP_FRAMES,
-        "aspect": round(media.aspect, 4),
     }
 
 

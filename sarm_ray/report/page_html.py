@@ -8,50 +8,76 @@ import base64
 import html
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-STYLES = ("page.css", "page_viewer.css")
-SCRIPTS = (
-    "page.js",
-    "page_headline.js",
-    "page_list.js",
-    "page_chart.js",
-    "page_player.js",
-    "page_episode.js",
-    "page_weights.js",
+FRAME = "page_frame.html"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a page is made of; all but `start` are names in assets/.
+
+    Args:
+        body: goes into FRAME.
+        styles, scripts: in the order in which they stand in the page.
+        start: the script's last lines.
+    """
+
+    body: str
+    styles: tuple[str, ...]
+    scripts: tuple[str, ...]
+    start: str
+
+
+REPORT = Parts(
+    body="page.html",
+    styles=("page.css", "page_viewer.css"),
+    scripts=(
+        "page_base.js",
+        "page.js",
+        "page_headline.js",
+        "page_list.js",
+        "page_chart.js",
+        "page_player.js",
+        "page_episode.js",
+        "page_weights.js",
+    ),
+    start="startWeights();\nstartList();\nstartViewer();",
 )
-START = "startWeights();\nstartList();\nstartViewer();"
 
 
-def assemble_page(title: str, data: Mapping[str, Any], embedded: Mapping[int, str]) -> bytes:
+def assemble_page(title: str, data: Mapping[str, Any], embedded: Mapping[int, str], parts: Parts = REPORT) -> bytes:
     """The page.
 
     Args:
         title: of the window; any text.
         data: what the scripts read; JSON without NaN.
         embedded: number -> a file in base64, which becomes the element `media-<number>`.
+        parts: which page.
     """
     assets = files("sarm_ray.report").joinpath("assets")
-    styles, scripts = (
-        "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in names) for names in (STYLES, SCRIPTS)
+    frame, body, style, script = (
+        "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in names)
+        for names in ((FRAME,), (parts.body,), parts.styles, parts.scripts)
     )
     media = (f'<script type="text/plain" id="media-{place}">{text}</script>' for place, text in embedded.items())
-    parts = {
+    contents = {
         "title": html.escape(title),
-        "style": styles,
+        "style": style,
+        "body": body.rstrip(),
         "data": safe_json(data),
         "media": "\n".join(media),
-        "script": f'(() => {{\n"use strict";\n{scripts}\n{START}\n}})();',
+        "script": f'(() => {{\n"use strict";\n{script}\n{parts.start}\n}})();',
     }
-    page = assets.joinpath("page.html").read_text(encoding="utf-8")
-    pieces = page.split("{{")  # in one go, so that no part is looked for inside another
+    pieces = frame.split("{{")  # in one go, so that no part is looked for inside another
     filled = [pieces[0]]
     for piece in pieces[1:]:
         name, _, rest = piece.partition("}}")
-        filled += [parts[name], rest]
+        filled += [contents[name], rest]
     return "".join(filled).encode()
 
 

@@ -11,14 +11,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from sarm_ray.console import Progress
+from sarm_ray.console import Progress, say
 from sarm_ray.data import storage
-from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.lerobot import Dataset, fetch_files
+from sarm_ray.errors import DatasetError
 from sarm_ray.report.page_film import STRIP_FRAMES, Film, film_episode
 
 MAX_EMBEDDED_EPISODES = 40
@@ -77,6 +79,65 @@ def choose_videos(final: np.ndarray, flagged: np.ndarray, number: int) -> np.nda
     chosen = np.zeros(len(final), dtype=bool)
     chosen[list(wishes)[:number]] = True
     return chosen
+
+
+def folder_beside(output: str) -> str:
+    """The folder beside a page for what does not go into it."""
+    return f"{output.removesuffix('.html')}.files"
+
+
+def film_episodes(
+    dataset: Dataset,
+    camera: str | None,
+    rows: np.ndarray,
+    order: np.ndarray,
+    with_video: np.ndarray,
+    folder: str,
+    notices: list[str],
+    quiet: bool,
+) -> Media:
+    """Fetch what is not on this machine and film it; see `make_media`. What cannot be had is a notice.
+
+    Args:
+        camera: its key, or None where the dataset has none.
+        notices: are added to.
+    """
+    if camera is None:
+        nothing = (None,) * len(rows)
+        return Media(strip=nothing, video=nothing, num_frames=(0,) * len(rows), dead=nothing, problem=nothing)
+    try:
+        fetch_files(dataset, rows, camera)
+    except DatasetError as error:  # what is on this machine can still be shown
+        notices.append(f"videos cannot be fetched ({error})")
+    if not quiet:
+        say(f"camera  {camera}; {with_video.sum():,} videos and {len(rows):,} strips of pictures")
+    return make_media(dataset, camera, rows, order, with_video, folder, quiet)
+
+
+def filmed_object(dataset: Dataset, rows: np.ndarray, media: Media) -> dict[str, Any]:
+    """What page_base.js knows of each episode: one list per property, an entry per episode."""
+    texts = ["; ".join(dataset.tasks[row]) for row in rows.tolist()]
+    tasks = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return {
+        "number": dataset.episode_index[rows].tolist(),
+        "length": dataset.length[rows].tolist(),
+        "tasks": list(tasks),
+        "task": [tasks[text] for text in texts],
+        "strip": media.strip,
+        "video": media.video,
+        "video_frames": media.num_frames,
+        "problem": media.problem,
+    }
+
+
+def media_object(media: Media) -> dict[str, Any]:
+    """Where page_base.js finds the pictures."""
+    return {
+        "sprites": media.sprites,
+        "num_rows": media.num_rows,
+        "strip_frames": STRIP_FRAMES,
+        "aspect": round(media.aspect, 4),
+    }
 
 
 def make_media(

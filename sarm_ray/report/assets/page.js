@@ -1,30 +1,4 @@
-// What every part of the page uses: the data, elements, numbers as text, and paths of curves.
-
-const DATA = JSON.parse(document.getElementById("data").textContent);
-const SVG = "http://www.w3.org/2000/svg";
-const FPS = DATA.dataset.fps;
-const $ = (id) => document.getElementById(id);
-
-// Elements. Texts are only ever set as text: they come from datasets.
-function build(node, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "style") for (const [key, each] of Object.entries(value)) node.style.setProperty(key, each);
-    else node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
-  return node;
-}
-const el = (tag, attributes, ...children) => build(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) => build(document.createElementNS(SVG, tag), attributes, children);
-const div = (name, ...children) => el("div", { class: name }, ...children);
-const span = (name, ...children) => el("span", { class: name }, ...children);
-const button = (attributes, ...children) =>
-  el("button", { type: "button", class: "button", ...attributes }, ...children);
-const meter = (share) =>
-  el("span", { class: "meter", "aria-hidden": "true" }, el("i", { style: { width: `${share * 100}%` } }));
-const fill = (node, ...children) => node.replaceChildren(...children.flat().filter(Boolean));
+// What the parts of the report share: its episodes, their points, and paths of curves.
 
 // Arrays in base64, little endian, as all machines that run a browser are.
 function unpack(text, Kind) {
@@ -43,13 +17,10 @@ const LANES = { annotated: unpack(C.annotated, Uint8Array), predicted: unpack(C.
 
 const KINDS = DATA.kinds.map(([key, label, about]) => ({ key, label, about }));
 
-const EPISODES = DATA.episodes.number.map((number, i) => {
-  const e = DATA.episodes;
+const EPISODES = FILMED.map((filmed) => {
+  const [e, i] = [DATA.episodes, filmed.i];
   return {
-    i,
-    number,
-    length: e.length[i],
-    task: e.tasks[e.task[i]],
+    ...filmed,
     final: e.final[i],
     highest: e.highest[i],
     drawdown: e.drawdown[i],
@@ -57,10 +28,6 @@ const EPISODES = DATA.episodes.number.map((number, i) => {
     flags: e.flags[i].map(([kind, start, stop, amount]) => ({ kind: KINDS[kind], start, stop, amount })),
     points: e.points[i],
     first: 0,
-    strip: e.strip[i],
-    video: e.video[i],
-    videoFrames: e.video_frames[i],
-    problem: e.problem[i],
   };
 });
 EPISODES.reduce((first, e) => ((e.first = first), first + e.points), 0);
@@ -105,20 +72,6 @@ function runsOf(e, valueOf) {
   return runs;
 }
 
-// Numbers as people read them.
-const count = (n) => n.toLocaleString("en-US");
-const many = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
-const two = (value) => (value === null || Number.isNaN(value) ? "–" : value.toFixed(2));
-function percent(share) {
-  if (share > 0 && share < 0.005) return "<1%";
-  return share < 1 && share >= 0.995 ? ">99%" : `${Math.round(share * 100)}%`;
-}
-function seconds(s) {
-  if (s < 100) return `${s.toFixed(1)} s`;
-  return s < 3600
-    ? `${Math.floor(s / 60)} min ${String(Math.round(s % 60)).padStart(2, "0")} s`
-    : `${(s / 3600).toFixed(1)} h`;
-}
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
@@ -182,22 +135,6 @@ function areaPath(size, x, y, floor) {
   return path;
 }
 
-// Pictures: strips of an episode lie in sprites, which each get one rule, so that none is in the document twice.
-const STRIP_FRAMES = DATA.media.strip_frames;
-const SHEET = document.head.appendChild(el("style")).sheet;
-DATA.media.sprites.forEach((source, n) => SHEET.insertRule(`.sprite-${n}{background-image:url("${source}")}`));
-
-function picture(e, place) {
-  const node = el("i", { class: `picture sprite-${e.strip[0]}`, style: { "aspect-ratio": String(DATA.media.aspect) } });
-  showPicture(node, e, place);
-  return node;
-}
-function showPicture(node, e, place) {
-  const [sprite, row] = e.strip;
-  const rows = DATA.media.num_rows[sprite];
-  node.style.backgroundSize = `${STRIP_FRAMES * 100}% ${rows * 100}%`;
-  node.style.backgroundPosition = `${(place / (STRIP_FRAMES - 1)) * 100}% ${rows > 1 ? (row / (rows - 1)) * 100 : 0}%`;
-}
 // A card shows every other picture of the strip, or they would be too small on a phone.
 function strip(e) {
   if (!e.strip) return el("div", { class: "strip empty" }, e.problem ? "video cannot be read" : "no pictures");

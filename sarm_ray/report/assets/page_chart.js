@@ -2,7 +2,6 @@
 
 const PLOT = { left: 34, right: 10, top: 16, lane: 15, gap: 7, axis: 22 };
 const STAGE_COLOURS = 8;
-const TICKS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600];
 
 function drawChart() {
   const e = viewer.episode;
@@ -85,8 +84,7 @@ function stageLane(e, x, name, top) {
 function timeAxis(e, x, height) {
   const total = Math.max(e.length - 1, 1) / FPS;
   const wanted = x(e.length) < 460 ? 4 : 8;
-  const every = TICKS_S.find((each) => total / each <= wanted) || total;
-  const ticks = Array.from({ length: Math.floor(total / every + 1e-9) + 1 }, (_, n) => n * every);
+  const ticks = ticksOf(total, wanted);
   const text = (tick) =>
     svg("text", { x: x(tick * FPS), y: height - 6, class: !tick && "first" }, tick ? `${+tick.toFixed(1)}` : "0 s");
   return svg("g", { class: "time" }, ticks.map(text));

@@ -1,17 +1,18 @@
 // An opened episode: its video beside its curve. The cursor follows what plays; a click or a drag on the curve seeks.
 
-const viewer = { episode: null, transport: null, chart: null, url: null, shown: -1 };
+const viewer = { episode: null, transport: null, chart: null, shown: -1 };
 const STEP_S = 0.5;
 const TIMED = ["stall", "drop", "lost", "unscored"]; // flags that are about a part of the episode
 
 function openEpisode(e, time) {
   const dialog = $("viewer");
   release();
-  Object.assign(viewer, { episode: e, shown: -1, chart: chartFrame(e) });
+  const { node, transport } = scene(e, playOrPause);
+  Object.assign(viewer, { episode: e, transport, shown: -1, chart: chartFrame(e) });
   const readout = el("p", { id: "readout", class: "readout" });
-  const plot = div("plot", viewer.chart, transportBar(), readout, el("p", { class: "legend" }, chartLegend(e)));
+  const plot = div("plot", viewer.chart, transportBar(CONTROLS), readout, el("p", { class: "legend" }, chartLegend(e)));
   const events = e.flags.length > 0 && el("ul", { class: "events" }, e.flags.map(eventItem));
-  fill(dialog, viewerHead(e), div("viewer-body", scene(e), plot, events));
+  fill(dialog, viewerHead(e), div("viewer-body", node, plot, events));
   if (!dialog.open) {
     dialog.showModal();
     document.documentElement.classList.add("viewing");
@@ -42,19 +43,6 @@ function chartFrame(e) {
   return el("div", { class: "chart", id: "chart", tabindex: "0", role: "slider", ...range });
 }
 
-function transportBar() {
-  const setSpeed = (event) => {
-    speed = Number(event.target.value);
-    viewer.transport.setSpeed();
-  };
-  const speeds = SPEEDS.map((each) => el("option", { value: each, selected: each === speed }, `${each}×`));
-  return div("transport",
-    button({ id: "play", class: "button primary", title: "Space", onclick: playOrPause }, "Play"),
-    button({ "aria-label": "One frame back", title: "One frame back (,)", onclick: () => step(-1) }, "−1"),
-    button({ "aria-label": "One frame on", title: "One frame on (.)", onclick: () => step(1) }, "+1"),
-    el("select", { id: "speed", "aria-label": "Speed", title: "Speed", onchange: setSpeed }, speeds));
-}
-
 function eventItem(flag) {
   const [from, to] = [flag.start / FPS, flag.stop / FPS];
   const when = TIMED.includes(flag.kind.key) && span("faint", `${from.toFixed(1)}–${to.toFixed(1)} s`);
@@ -72,8 +60,7 @@ function turn(by) {
 }
 function release() {
   if (viewer.transport) viewer.transport.close();
-  if (viewer.url) URL.revokeObjectURL(viewer.url);
-  Object.assign(viewer, { transport: null, url: null, episode: null, chart: null });
+  Object.assign(viewer, { transport: null, episode: null, chart: null });
 }
 function closeEpisode() {
   if ($("viewer").open) $("viewer").close();
@@ -99,7 +86,8 @@ function step(by) {
   viewer.transport.pause();
   seekTo((frameNow() + by) / FPS);
 }
-const frameNow = () => Math.min(Math.floor(viewer.transport.time * FPS + 0.02), viewer.episode.length - 1);
+const frameNow = () => frameAt(viewer.episode, viewer.transport.time);
+const CONTROLS = { id: "play", playOrPause, step, transport: () => viewer.transport };
 
 // Once per picture of the screen: whatever moved the time, the cursor is where it is.
 function follow() {
@@ -145,26 +133,10 @@ function moveCursor(e, time) {
 }
 
 function connectChart(chart) {
-  let dragging = false;
-  const seek = (event) => {
-    const { x, width, e } = viewer.marks;
-    const box = chart.getBoundingClientRect();
-    const inside = ((event.clientX - box.left) / box.width) * width;
-    seekTo(Math.round(x.invert(inside)) / FPS, e);
-  };
-  chart.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return;
-    dragging = true;
-    chart.setPointerCapture(event.pointerId);
-    seek(event);
+  dragToSeek(chart, (share) => {
+    const { x, width } = viewer.marks;
+    seekTo(Math.round(x.invert(share * width)) / FPS);
   });
-  chart.addEventListener("pointermove", (event) => {
-    if (dragging) seek(event);
-  });
-  for (const kind of ["pointerup", "pointercancel"])
-    chart.addEventListener(kind, () => {
-      dragging = false;
-    });
 }
 
 function onKey(event) {

@@ -4,7 +4,7 @@ const SPEEDS = [0.25, 0.5, 1, 2, 4];
 let speed = 1;
 
 // Two kinds of transport with one face: a video, and a clock that scrubs the pictures of an episode without one.
-function videoTransport(video, e) {
+function videoTransport(video, e, url) {
   const stop = e.videoFrames / FPS;
   return {
     get time() {
@@ -31,6 +31,7 @@ function videoTransport(video, e) {
       video.pause();
       video.removeAttribute("src");
       video.load();
+      if (url) URL.revokeObjectURL(url);
     },
   };
 }
@@ -72,8 +73,9 @@ function clockTransport(node, e) {
   };
 }
 
-function scene(e) {
-  return e.video === null ? sceneOfPictures(e) : sceneOfVideo(e);
+// What plays an episode: the element to show, and its transport. `onclick` is what a click on the video does.
+function scene(e, onclick) {
+  return e.video === null ? sceneOfPictures(e) : sceneOfVideo(e, onclick);
 }
 
 function sceneOfPictures(e) {
@@ -82,28 +84,66 @@ function sceneOfPictures(e) {
   const few = `Only some episodes of a large report have a video. The nearest of ${STRIP_FRAMES} pictures is shown.`;
   const why = e.problem || (e.strip && few);
   const title = e.problem ? "The video cannot be read" : "Pictures only";
-  viewer.transport = clockTransport(shown, e);
-  return div("stage", shown, el("p", { class: "note" }, el("strong", null, title), why && `: ${why}`));
+  const node = div("stage", shown, el("p", { class: "note" }, el("strong", null, title), why && `: ${why}`));
+  return { node, transport: clockTransport(shown, e) };
 }
 
-function sceneOfVideo(e) {
+function sceneOfVideo(e, onclick) {
   const label = `Video of episode ${e.number}`;
-  const video = el("video", { playsinline: true, preload: "auto", tabindex: "-1", "aria-label": label });
+  const video = el("video", { playsinline: true, preload: "auto", tabindex: "-1", "aria-label": label, onclick });
   video.muted = true;
   const media = $(`media-${e.i}`);
-  if (media) {
-    const bytes = Uint8Array.from(atob(media.textContent), (letter) => letter.charCodeAt(0));
-    viewer.url = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
-  }
-  video.src = viewer.url || e.video;
+  const url = media && blobUrl(media.textContent, "video/mp4");
+  video.src = url || e.video;
   const until = `From ${seconds(e.videoFrames / FPS)} on there is no picture: ${e.problem}`;
   const note = el("p", { class: "note" }, e.problem && until);
   const gone = `${e.video} should be beside this page, and is not.`;
-  const excuse = media ? "This browser does not play the video (H.264)." : gone;
   video.addEventListener("error", () => {
-    if (viewer.episode === e) note.textContent = excuse;
+    if (video.hasAttribute("src")) note.textContent = media ? "This browser does not play the video (H.264)." : gone;
   });
-  video.addEventListener("click", playOrPause);
-  viewer.transport = videoTransport(video, e);
-  return div("stage", video, note);
+  return { node: div("stage", video, note), transport: videoTransport(video, e, url) };
+}
+
+function blobUrl(base64, type) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  return URL.createObjectURL(new Blob([bytes], { type }));
+}
+
+const frameAt = (e, time) => Math.min(Math.floor(time * FPS + 0.02), e.length - 1);
+
+// Buttons of a player: `id` of the one that plays, what they do, and who has the transport.
+function transportBar({ id, playOrPause, step, transport }) {
+  const setSpeed = (event) => {
+    speed = Number(event.target.value);
+    for (const each of document.querySelectorAll("select.speed")) each.value = event.target.value;
+    transport()?.setSpeed();
+  };
+  const speeds = SPEEDS.map((each) => el("option", { value: each, selected: each === speed }, `${each}×`));
+  return div("transport",
+    button({ id, class: "button primary play", title: "Space", onclick: playOrPause }, "Play"),
+    button({ "aria-label": "One frame back", title: "One frame back", onclick: () => step(-1) }, "−1"),
+    button({ "aria-label": "One frame on", title: "One frame on", onclick: () => step(1) }, "+1"),
+    el("select", { class: "speed", "aria-label": "Speed", title: "Speed", onchange: setSpeed }, speeds));
+}
+
+// A press and a drag on a node call `seek` with the share of its width from the left.
+function dragToSeek(node, seek) {
+  let dragging = false;
+  const share = (event) => {
+    const box = node.getBoundingClientRect();
+    seek((event.clientX - box.left) / box.width);
+  };
+  node.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    dragging = true;
+    node.setPointerCapture(event.pointerId);
+    share(event);
+  });
+  node.addEventListener("pointermove", (event) => {
+    if (dragging) share(event);
+  });
+  for (const kind of ["pointerup", "pointercancel"])
+    node.addEventListener(kind, () => {
+      dragging = false;
+    });
 }
