@@ -18,7 +18,7 @@ from sarm_ray.data.lease import hold_lease
 from sarm_ray.data.lerobot import fetch_files
 from sarm_ray.errors import RunInterruptedError, SarmRayError
 from sarm_ray.pipelines.annotate_episodes import Asking, ask_episodes
-from sarm_ray.pipelines.annotate_import import import_segments
+from sarm_ray.pipelines.annotate_import import describe_import, import_segments
 from sarm_ray.pipelines.annotate_output import (
     AnnotateReport,
     draw_annotations,
@@ -104,7 +104,7 @@ def _import(plan: AnnotatePlan, config: AnnotateConfig, quiet: bool) -> Annotate
     """The same from a file: nobody is asked, and no Ray is needed."""
     plan, subtasks, failures = import_segments(plan, config)
     if not quiet:
-        for line in describe_plan(plan, config, {}):
+        for line in describe_import(plan, str(config.from_file), subtasks, len(failures)):
             say(line)
         tell(plan.notices)
     if config.dry_run:

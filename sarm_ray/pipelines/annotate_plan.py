@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -195,11 +195,6 @@ def describe_plan(plan: AnnotatePlan, config: AnnotateConfig, journal: Journal) 
         where = config.endpoint or "the cluster's GPUs, by transformers"
         lines += [f"model     {config.model} at {where}", *_estimate(plan, todo, config)]
     return [*lines, f"output    {plan.root}/meta, {plan.run_folder}"]
-
-
-def with_questions(plan: AnnotatePlan, questions: dict[str, Question]) -> AnnotatePlan:
-    """The plan of an import, whose labels are known only after reading."""
-    return replace(plan, questions=questions, wanted={kind: np.ones(len(plan.rows), dtype=bool) for kind in questions})
 
 
 def _estimate(plan: AnnotatePlan, todo: dict[int, tuple[str, ...]], config: AnnotateConfig) -> list[str]:
