@@ -41,7 +41,7 @@ def read_jsonl(root: str, path: str, missing: bool = False) -> list[dict]:
     """
     location = storage.join(root, path)
     try:
-        lines = storage.read_bytes(location).decode().splitlines()
+        lines = storage.read_bytes(location).decode().split("\n")  # splitlines() would cut inside texts, at U+2028
     except FileNotFoundError:
         if missing:
             return []
