@@ -105,7 +105,7 @@ def read_episode_table(
             if missing:
                 raise DatasetError(f"{location}: no column {missing[0]!r}; it has {name_list(file.schema_arrow.names)}")
             order = [name for name in (*optional, "episode_index", "frame_index") if name in file.schema_arrow.names]
-            groups = _row_groups_of(file, episode)
+            groups = row_groups_of(file, episode)
             table = file.read_row_groups(groups, columns=list(dict.fromkeys([*columns, *order])))
         if episode is not None and "episode_index" in order:
             table = table.filter(pc.equal(table["episode_index"], episode))
@@ -138,7 +138,7 @@ def column_array(column: pa.ChunkedArray) -> np.ndarray:
     return values if flat is array else values.reshape(len(array), -1)
 
 
-def _row_groups_of(file: pq.ParquetFile, episode: int | None) -> list[int]:
+def row_groups_of(file: pq.ParquetFile, episode: int | None) -> list[int]:
     """Row groups that can hold an episode, by their statistics."""
     groups = list(range(file.metadata.num_row_groups))
     if episode is None or "episode_index" not in file.schema_arrow.names:
