@@ -14,7 +14,6 @@ JSON is a list of such records, or {"episodes": {"<episode_index>": [record, ...
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -176,7 +175,7 @@ def _whole(column: str, value: Any) -> int:
     if isinstance(value, str):
         whole, _, rest = value.strip().partition(".")
         number = int(whole) if whole.isascii() and whole.isdigit() and len(whole) < 16 and not rest.strip("0") else -1
-    elif isinstance(value, int | float) and not isinstance(value, bool) and value == math.floor(value):
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:  # not inf, nan
         number = int(value)
     else:
         number = -1

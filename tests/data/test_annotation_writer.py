@@ -140,7 +140,7 @@ def test_everything_else_of_a_table_stays(tmp_path, compression):
         table = pq.read_table(path)
         odd = pa.array([["x"]] * table.num_rows, pa.list_(pa.field("item", pa.dictionary(pa.int32(), pa.string()))))
         table = table.append_column(pa.field("odd", odd.type), odd)
-        table = table.append_column(pa.field("when", pa.timestamp("ms", tz="UTC")), pa.array([None] * table.num_rows))
+        table = table.append_column("when", pa.nulls(table.num_rows, pa.timestamp("ms", tz="UTC")))
         table = table.take(pa.array(range(table.num_rows))[::-1]).replace_schema_metadata(HUGGINGFACE)
         pq.write_table(table, path, compression=compression, row_group_size=1)
         before.append(pq.read_table(path))
@@ -339,7 +339,7 @@ def test_text_of_lines_stays(tmp_path, end):
     lines = [
         '{"episode_index": 0, "tasks": ["p\\u00fcsh"], "length": 20,  "score": 1.50e-3, "dense_subtask_names": null}',
         '{"length":20,"episode_index":1,"tasks":["push ü {}\\"}: \u2028"],"x":1.0}',
-        ' {"tasks": [], "episode_index": 2, "length": 20, "x": [1.0, {"y": -0.0}] } ',
+        '{"tasks": [], "episode_index": 2, "length": 20, "x": [1.0, {"y": -0.0}] } ',
     ]
     path.write_bytes((end or "\n").join(lines).encode() + end.encode())
     write_annotations(open_dataset(str(root)), {"dense": {0: AB, 1: AB}})
