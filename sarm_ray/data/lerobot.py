@@ -19,6 +19,7 @@ from sarm_ray.data.json_files import read_json, read_jsonl
 from sarm_ray.errors import DatasetError, name_list
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
+SAME_LAYOUT = {"v3.1": "v3.0"}  # what lerobot-annotate writes: columns of language more
 PATH_FIELDS = {"chunk_index", "file_index", "episode_chunk", "episode_index", "video_key"}
 
 
@@ -140,6 +141,7 @@ def fetch_files(dataset: Dataset, rows: np.ndarray, camera: str | None = None) -
 def _load(root: str, name: str, listing: dict[str, str] | None = None) -> Dataset:
     info = read_json(root, "meta/info.json")
     version, fps, features = info.get("codebase_version"), info.get("fps"), info.get("features")
+    version = SAME_LAYOUT.get(version, version) if isinstance(version, str) else version
     if version not in VERSIONS:
         raise DatasetError(f"{root}/meta/info.json: codebase_version {version!r} is not one of {', '.join(VERSIONS)}")
     if not isinstance(fps, (int, float)) or not 0 < fps < 10_000:

@@ -115,7 +115,7 @@ def write_segments_csv(location: str, dataset: Dataset, subtasks: Mapping[str, M
         StoreError: it cannot be written there.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # lines end in \r\n: before Python 3.13 a \r inside a name is quoted only so
     writer.writerow(CSV_COLUMNS)
     for episode in sorted({episode for own in subtasks.values() for episode in own}):
         for kind in (kind for kind in KINDS if episode in subtasks.get(kind, {})):

@@ -300,6 +300,8 @@ def v21(tmp_path) -> Path:
 
 
 def test_unknown_version(v3):
+    edit_json(v3 / "meta/info.json", codebase_version="v3.1")  # lerobot-annotate's: the same, and columns of language
+    assert open_dataset(str(v3)).version == "v3.0"
     edit_json(v3 / "meta/info.json", codebase_version="v1.6")
     with fails_with(f"{v3}/meta/info.json: codebase_version 'v1.6' is not one of v3.0, v2.1, v2.0"):
         open_dataset(str(v3))
