@@ -168,10 +168,8 @@ def _timeline(annotations: dict[str, Annotations], kind: str, row: int, dataset:
     if starts[-1] >= length or min(np.diff([*starts, length])) < 1:
         return _Timeline((), (), ("unusable",))
     ends = (*starts[1:], length - 1)
-    found = {
-        "uniform": is_uniform_split(FrameSubtasks(names, starts, ends)),
-        "gaps": _moved(subtasks, starts, ends, dataset.fps),
-    }
+    uniform = is_uniform_split(FrameSubtasks(names, starts, ends))
+    found = {"uniform": uniform, "gaps": _moved(subtasks, starts, ends, dataset.fps)}
     return _Timeline(names, starts, tuple(flag for flag, there in found.items() if there))
 
 

@@ -121,8 +121,11 @@ class Oracle:
 
     def _subtasks(self, kind: str, episode: int) -> list[dict]:
         truth = self.truth[(kind, episode)]
-        noise = random.Random(f"{kind} {episode}")
-        starts = [start + noise.uniform(-1, 1) * min(self.noise_s, (end - start) / 4) for _, start, end in truth]
+        rng = random.Random(f"{kind} {episode}")
+        durations = [end - start for _, start, end in truth]
+        room = [min(own, before) / 4 for own, before in zip(durations, [0.0, *durations], strict=False)]
+        moves = [rng.uniform(-1, 1) * min(self.noise_s, each) if each >= 0.2 else 0.0 for each in room]
+        starts = [start + move for (_, start, _), move in zip(truth, moves, strict=True)]
         starts[0] = 0.0
         ends = [*starts[1:], truth[-1][2]]
         return [{"name": name, "start": clock(start), "end": clock(end)}

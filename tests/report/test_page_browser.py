@@ -1,8 +1,6 @@
 """The page in a real browser: what a person does with it, and that it asks for nothing outside itself."""
 
 import re
-import shutil
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +11,7 @@ from sarm_ray.core.rabc import DeltaDistribution, progress_deltas, rabc_weights,
 from sarm_ray.data.progress_io import progress_schema, write_progress
 from sarm_ray.report import page_media
 from sarm_ray.report.page import report
+from tests.browser import WIDTHS, Tab, until
 from tests.datasets import write_dataset
 
 pytestmark = pytest.mark.browser
@@ -22,7 +21,6 @@ LENGTHS = [80 + 4 * (number % 7) for number in range(30)]
 CHUNK = 10
 HOSTILE = '<img src=x onerror="alert(1)">'
 TASKS = (f"push {HOSTILE} the block", "</script><script>alert(2)</script>", "place the cup")
-WIDTHS = {"desktop": (1440, 900), "phone": (390, 844)}
 
 
 def curve(number: int, length: int) -> np.ndarray:
@@ -62,45 +60,6 @@ def site(dataset):
     return report(ReportConfig(dataset=str(dataset), chunk_size=CHUNK), quiet=True)
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no chromium; apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """A tab that remembers what it asked for and what went wrong."""
-
-    def __init__(self, browser, size=WIDTHS["desktop"], touch=False):
-        self.context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, offline=True, has_touch=touch, is_mobile=touch
-        )
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(90_000)
-        self.requests, self.complaints = [], []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type != "log" else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(f"alert: {dialog.message}"))
-
-    def open(self, output: str, fragment: str = ""):
-        self.page.goto(f"file://{output}{fragment}")
-        self.page.wait_for_selector(".card, .nothing")
-        return self.page
-
-    def outside(self, output: str) -> list[str]:
-        """Requests for anything but the page, what is inside it, and the folder beside it."""
-        beside = "file://" + output.removesuffix(".html") + ".files/"
-        own = ("data:", "blob:", beside)
-        return [url for url in self.requests if url.partition("#")[0] != f"file://{output}" and not url.startswith(own)]
-
-
 @pytest.fixture
 def tab(chromium, site):
     tab = Tab(chromium)
@@ -113,14 +72,6 @@ def tab(chromium, site):
 def shown(page) -> list[int]:
     """Episodes whose cards are on screen, in order."""
     return [int(card.get_attribute("data-episode")) for card in page.query_selector_all(".card")]
-
-
-def until(page, expression: str) -> None:
-    """Wait for an expression to be true. Playwright's own waiting evaluates text in the page, which its policy forbids."""
-    stop = time.monotonic() + 90
-    while not page.evaluate(expression):
-        assert time.monotonic() < stop, f"never: {expression}"
-        page.wait_for_timeout(30)
 
 
 def set_kappa(page, edge: int) -> None:

@@ -15,8 +15,9 @@ function drawHead() {
     .filter(Boolean).map((text) => el("span", null, text)));
   $("more").textContent = left ? `${many(left, "more episode")} ${left === 1 ? "is" : "are"} not on this page.` : "";
   fill($("notices"), DATA.notices.map((text) => el("p", { class: "notice" }, text)));
-  $("about-csv").textContent = "The CSV has every episode of this page that has subtasks, filtered or not, corrected or not"
-    + `${left ? `, and none of the ${count(left)} others` : ""}.`;
+  const others = left > 1 ? `, and none of the ${count(left)} others` : left ? ", and not the other one" : "";
+  $("about-csv").textContent =
+    `The CSV has every episode of this page that has subtasks, filtered or not, corrected or not${others}.`;
   $("command").textContent = DATA.command;
 }
 
@@ -24,7 +25,7 @@ function isWanted(e, words) {
   if ((list.noted && !e.flags.length) || (list.edited && !isEdited(e))) return false;
   const names = e.timelines.flatMap((line) => line.segments.map(({ name }) => name));
   const texts = [e.task, ...names, ...e.flags.map(({ text }) => text)].join("\n").toLowerCase();
-  return words.every((word) => (/^\d+$/.test(word) && String(e.number) === word) || texts.includes(word));
+  return words.every((word) => (/^\d+$/.test(word) ? String(e.number) === word : texts.includes(word)));
 }
 
 function refresh() {
@@ -63,7 +64,7 @@ function clearFilters() {
 function noteChange() {
   const edited = EPISODES.filter(isEdited);
   const starts = edited.flatMap((e) => e.timelines.map(changesOf)).reduce((sum, each) => sum + each, 0);
-  const said = starts ? `${many(starts, "start")} corrected in ${many(edited.length, "episode")}` : "Nothing corrected yet";
+  const said = starts ? `${many(starts, "correction")} in ${many(edited.length, "episode")}` : "Nothing corrected yet";
   const kept = list.saved === correctedCsv();
   $("changes").textContent = kept && starts ? `${said}, downloaded` : said;
   drawFilters();
