@@ -4,9 +4,10 @@ Answers go into a journal as they come; the dataset's metadata is rewritten once
 that was cut off asks what is missing, and no finished episode twice.
 """
 
-import contextlib
 import time
 from dataclasses import asdict
+
+import numpy as np
 
 from sarm_ray.config.annotate import AnnotateConfig
 from sarm_ray.config.loading import dump_config
@@ -33,7 +34,7 @@ from sarm_ray.pipelines.annotate_plan import (
     require_episodes,
 )
 from sarm_ray.pipelines.runtime import connect
-from sarm_ray.pipelines.stopping import MARKER_PREFIX, Stop, stop_on_signal
+from sarm_ray.pipelines.stopping import MARKER_PREFIX, stop_on_signal
 
 
 def annotate(config: AnnotateConfig, quiet: bool = False) -> AnnotateReport | None:
@@ -57,28 +58,15 @@ def annotate(config: AnnotateConfig, quiet: bool = False) -> AnnotateReport | No
         tell(plan.notices)
     if config.dry_run:
         return None
-    with contextlib.ExitStack() as held:
-        held.enter_context(hold_lease(plan.run_folder))
-        stop = held.enter_context(stop_on_signal(plan.run_folder))
-        return _run(plan, config, stop, quiet)
+    with hold_lease(plan.run_folder):
+        return _run(plan, config, quiet)
 
 
-def _run(plan: AnnotatePlan, config: AnnotateConfig, stop: Stop, quiet: bool) -> AnnotateReport:
+def _run(plan: AnnotatePlan, config: AnnotateConfig, quiet: bool) -> AnnotateReport:
     began = time.monotonic()
     _prepare(plan, config)
     todo = plan.todo(read_journal(plan.run_folder))
-    asking = Asking(0, [])
-    if todo:
-        with connect(config.address) as cluster:
-            engine = choose_engine(config, cluster)
-            for camera in plan.cameras:
-                fetch_files(plan.dataset, plan.rows, camera)
-            asking = ask_episodes(plan, todo, engine, config.pool, config.concurrency, cluster, stop, quiet)
-    if stop.requested:
-        raise RunInterruptedError(
-            f"stopped: {asking.num_answered:,} of {sum(map(len, todo.values())):,} questions answered in this run, all "
-            "kept; run the same command again to go on"
-        )
+    asking = _ask(plan, config, todo, quiet) if todo else Asking(0, [])
     journal = read_journal(plan.run_folder)  # all that is known of these questions, from this run and earlier ones
     subtasks, notes = journalled_subtasks(plan, journal)
     report = write_output(plan, config, subtasks, notes, [asdict(each) for each in asking.failures], asking, quiet)
@@ -87,6 +75,21 @@ def _run(plan: AnnotatePlan, config: AnnotateConfig, stop: Stop, quiet: bool) ->
     if not quiet and asking.num_asked:
         say(f"took      {time.monotonic() - began:,.0f} s")
     return report
+
+
+def _ask(plan: AnnotatePlan, config: AnnotateConfig, todo: dict[int, tuple[str, ...]], quiet: bool) -> Asking:
+    """Ask what is not answered yet. Signals are handled once Ray runs, which has handlers of its own."""
+    with connect(config.address) as cluster, stop_on_signal(plan.run_folder) as stop:
+        engine = choose_engine(config, cluster)
+        for camera in plan.cameras:
+            fetch_files(plan.dataset, np.array(sorted(todo)), camera)
+        asking = ask_episodes(plan, todo, engine, config.pool, config.concurrency, cluster, stop, quiet)
+        if stop.requested:
+            raise RunInterruptedError(
+                f"stopped: {asking.num_answered:,} of {sum(map(len, todo.values())):,} questions answered in this run, all "
+                "kept; run the same command again to go on"
+            )
+        return asking
 
 
 def _prepare(plan: AnnotatePlan, config: AnnotateConfig) -> None:

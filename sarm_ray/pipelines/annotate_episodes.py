@@ -31,9 +31,9 @@ from sarm_ray.pipelines.runtime import (
     CPU_ACTOR_SHARE,
     GPU_ACTOR_CPUS,
     ONE_ACTOR_ATTEMPT,
-    ONE_TASK_ATTEMPT,
     SMALL_TASK_SHARE,
     Cluster,
+    decode_options,
     jobs_dataset,
     make_aside,
     prepare_actor,
@@ -161,7 +161,7 @@ def ask_pipeline(
     height, width = plan.sizes[0][0], sum(size[1] for size in plan.sizes)
     episode_bytes = max(len(plan.frames(row)) for row in todo) * height * width * 3
     pool = ActorPoolStrategy(min_size=size[0], max_size=size[1], initial_size=size[0], max_tasks_in_flight_per_actor=2)
-    resources: dict[str, Any] = {"num_cpus": SMALL_TASK_SHARE}
+    resources: dict[str, Any] = {"num_cpus": 2 * SMALL_TASK_SHARE}  # unlike a decoder's: Ray would fuse the two
     if isinstance(engine, LocalVlm):
         gpus = {"num_gpus": engine.num_gpus, "num_cpus": GPU_ACTOR_CPUS}
         resources = gpus if cluster.num_gpus else {"num_cpus": CPU_ACTOR_SHARE}
@@ -174,10 +174,7 @@ def ask_pipeline(
             batch_size=1,
             fn_kwargs={"job": job},
             **ARROW,
-            num_cpus=1
-            if cluster.num_gpus
-            else 2 * SMALL_TASK_SHARE,  # unlike the actors', so that Ray does not fuse them
-            **ONE_TASK_ATTEMPT,
+            **decode_options(cluster, len(todo), int(plan.dataset.length[list(todo)].sum())),
         )
         .map_batches(
             EpisodeAsker,
