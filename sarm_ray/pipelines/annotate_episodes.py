@@ -127,6 +127,7 @@ def ask_episodes(
     lost = work_through(chunks, pipeline, record, stop, quiet, noun="episode")
     for row in lost[:, 1].tolist():
         asking.failures.append(UnansweredEpisode(int(plan.dataset.episode_index[row]), "", "WorkerDied", GAVE_UP))
+    asking.failures.sort(key=lambda failure: (failure.episode_index, failure.kind))
     asking.seconds = progress.finish()
     return asking
 

@@ -91,7 +91,7 @@ def write_output(
         whole = {int(episode): whole_task(TASK, int(length)) for episode, length, automatic in lengths if automatic}
         found = {"sparse": whole, **found}
     written = write_annotations(dataset, found, plan.root)
-    stages = {kind: question.labels for kind, question in plan.questions.items()}
+    stages = {kind: question.labels for kind, question in plan.questions.items() if found.get(kind)}
     stages |= {"sparse": (TASK,)} if plan.automatic.any() else {}
     notices = [note for kind, labels in stages.items() for note in write_proportions(dataset, kind, labels, plan.root)]
     written += [location for kind in stages if storage.exists(location := _proportions_of(plan, kind))]

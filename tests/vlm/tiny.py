@@ -30,8 +30,8 @@ def vlm_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
 
 
-def write_tiny_vlm(folder: Path) -> None:
-    """Make one; in a process with `vlm_environment`."""
+def write_tiny_vlm(folder: Path, curt: bool = False) -> None:
+    """Make one, in a process with `vlm_environment`; a curt one ends its answers at every other byte."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -60,6 +60,8 @@ def write_tiny_vlm(folder: Path) -> None:
     tokens |= {f"vision_{side}_token_id": number[f"<|vision_{side}|>"] for side in ("start", "end")}
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **tokens))
+    if curt:
+        model.generation_config.eos_token_id = list(range(0, len(tokenizer), 2))
     model.save_pretrained(folder)
     Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, merge_size=2),
@@ -70,4 +72,4 @@ def write_tiny_vlm(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_tiny_vlm(Path(sys.argv[1]))
+    write_tiny_vlm(Path(sys.argv[1]), curt="curt" in sys.argv[2:])
