@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sarm_ray.config.annotate import AnnotateConfig
 from sarm_ray.config.loading import load_config
 from sarm_ray.config.score import ScoreConfig
 from sarm_ray.config.train import TrainConfig
@@ -13,7 +14,8 @@ JOBS = Path(__file__).parents[1] / "jobs"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "num_commented"), [("score.yaml", ScoreConfig, 14), ("train.yaml", TrainConfig, 13)]
+    ("name", "kind", "num_commented"),
+    [("score.yaml", ScoreConfig, 14), ("train.yaml", TrainConfig, 13), ("annotate.yaml", AnnotateConfig, 8)],
 )
 def test_a_config_also_with_every_comment_taken_as_a_key(name, kind, num_commented):
     text = (JOBS / name).read_text()
