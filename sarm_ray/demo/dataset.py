@@ -135,18 +135,23 @@ def write_demo(folder: Path, seed: int, frame_written: Callable[[], None] | None
         seed: of everything that is random.
         frame_written: called after every frame, of which there are `num_frames(plan_demo(seed))`.
     """
-    paths = demo_paths(folder)
-    plans = plan_demo(seed)
-    for name, planned in plans.items():
-        place = getattr(paths, name)
-        unfinished = folder / f".{name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_lerobot(unfinished, FORMAT, [record(each) for each in planned], frame_written)
-        if place.exists():
-            shutil.rmtree(place)
-        unfinished.rename(place)
-    _write_labels(paths.labels, plans["test"])
-    return paths
+    for name in SPLITS:
+        write_split(folder, seed, name, frame_written)
+    return demo_paths(folder)
+
+
+def write_split(folder: Path, seed: int, name: str, frame_written: Callable[[], None] | None = None) -> None:
+    """One of the datasets of `write_demo`, by its key in SPLITS; with the test set come its labels."""
+    paths, planned = demo_paths(folder), plan_demo(seed)[name]
+    place = getattr(paths, name)
+    unfinished = folder / f".{name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_lerobot(unfinished, FORMAT, [record(each) for each in planned], frame_written)
+    if place.exists():
+        shutil.rmtree(place)
+    unfinished.rename(place)
+    if name == "test":
+        _write_labels(paths.labels, planned)
 
 
 def plan_demo(seed: int) -> dict[str, list[PlannedEpisode]]:

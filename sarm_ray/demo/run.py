@@ -5,17 +5,20 @@ cut off goes on.
 """
 
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from sarm_ray.config.demo import DemoConfig
 from sarm_ray.console import Progress, duration, say
-from sarm_ray.demo.dataset import DemoPaths, demo_paths, num_frames, plan_demo, write_demo
+from sarm_ray.demo.dataset import SPLITS, DemoPaths, demo_paths, num_frames, plan_demo, write_split
 from sarm_ray.errors import ConfigError, SarmRayError
 
 SEED_FILE = "demo.json"
@@ -86,13 +89,41 @@ def _draw(folder: Path, seed: int) -> DemoPaths:
         return demo_paths(data)
     say(f"drawing a tabletop task into {data}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    progress = Progress("draw", num_frames(plan_demo(seed)))
-    write_demo(unfinished, seed, lambda: progress.add(1))
-    progress.finish()
+    _draw_datasets(unfinished, seed)
     (unfinished / SEED_FILE).write_text(json.dumps({"seed": seed}) + "\n")
     unfinished.rename(data)
     _run("inspect", demo_paths(data).train)
     return demo_paths(data)
+
+
+def _draw_datasets(folder: Path, seed: int) -> None:
+    """All datasets, in two processes."""
+    progress = Progress("draw", num_frames(plan_demo(seed)))
+    processes = multiprocessing.get_context("spawn")
+    drawn = processes.Value("q", 0)
+    with ProcessPoolExecutor(2, processes, initializer=_count_in, initargs=(drawn,)) as pool:
+        left = {pool.submit(_draw_split, folder, seed, name) for name in SPLITS}
+        while left:
+            finished, left = wait(left, timeout=0.5)
+            progress.add(drawn.value - progress.done)
+            for each in finished:
+                each.result()
+    progress.finish()
+
+
+def _count_in(drawn: Any) -> None:
+    """In a process that draws: where it counts its frames."""
+    _draw_split.drawn = drawn  # type: ignore[attr-defined]
+
+
+def _draw_split(folder: Path, seed: int, name: str) -> None:
+    drawn = _draw_split.drawn  # type: ignore[attr-defined]
+
+    def count() -> None:
+        with drawn.get_lock():
+            drawn.value += 1
+
+    write_split(folder, seed, name, count)
 
 
 def _train(config: DemoConfig, folder: Path, data: DemoPaths, inputs: str) -> Path:

@@ -33,7 +33,7 @@ class AnnotateReport:
     """What a run did.
 
     Args:
-        dataset, root, run_folder: what and where.
+        dataset, source, root, run_folder: what, as the user named it, and where.
         num_annotated: kind -> episodes that this run's answers, those of earlier runs and of the file annotate.
         num_uniform: of them, those whose subtasks are equally long.
         failures: episodes without an answer: episode_index, kind, error, message, attempts.
@@ -43,6 +43,7 @@ class AnnotateReport:
     """
 
     dataset: str
+    source: str
     root: str
     run_folder: str
     num_annotated: dict[str, int]
@@ -100,6 +101,7 @@ def write_output(
     notices += _show(plan, config, found, notes, quiet)
     report = AnnotateReport(
         dataset=dataset.name,
+        source=config.dataset,
         root=plan.root,
         run_folder=plan.run_folder,
         num_annotated={kind: len(own) for kind, own in found.items()},
@@ -158,7 +160,7 @@ def describe_report(report: AnnotateReport) -> str:
     if len(report.failures) > SHOWN_FAILURES:
         lines.append(f"  and {len(report.failures) - SHOWN_FAILURES:,} more in {report.run_folder}/failed.parquet")
     lines.append(f"  look      {report.run_folder}/{PAGE_FILE}")
-    lines.append(f"  correct   {report.run_folder}/{SEGMENTS_FILE}, then annotate --from it")
+    lines.append(f"  correct   sarm-ray annotate {report.source} --from {report.run_folder}/{SEGMENTS_FILE}")
     return "\n".join(lines)
 
 
