@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from sarm_ray.config.loading import as_tuple, check_cameras, require
 
@@ -99,6 +100,11 @@ class AnnotateConfig:
         require(
             self.endpoint is None or self.endpoint.startswith(("http://", "https://")),
             f"endpoint must begin with http:// or https://, not {self.endpoint!r}",
+        )
+        parts = urlsplit(self.endpoint or "")
+        require(
+            not (parts.username or parts.password or parts.query),
+            "endpoint must hold no password or key; the key is OPENAI_API_KEY of the environment",
         )
         check_cameras(self.image_keys)
         self.pool  # noqa: B018  # a malformed one is said now

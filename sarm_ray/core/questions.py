@@ -4,6 +4,7 @@ LeRobot's tool shows one frame in twelve seconds under a wrong clock. Here every
 its corner and told besides, and what was wrong with an answer is put back to the model.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class Question:
     """What is asked of every episode, for one kind of subtasks.
 
     Args:
+        dataset: its name, which the model is told.
         kind: `sparse` or `dense`.
         labels: in order.
         model: who is asked.
@@ -38,6 +40,7 @@ class Question:
         allow_repeats, allow_missing: see `SubtaskRules`.
     """
 
+    dataset: str
     kind: str
     labels: tuple[str, ...]
     model: str
@@ -48,7 +51,7 @@ class Question:
     allow_repeats: bool
     allow_missing: bool
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The same for the same question, 16 hexadecimal digits: what an answer in a journal is an answer to."""
         content = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)

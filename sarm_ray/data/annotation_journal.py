@@ -17,6 +17,7 @@ from sarm_ray.core.subtasks import FrameSubtasks
 from sarm_ray.data import storage
 from sarm_ray.errors import DatasetError
 
+BY_HAND = "by hand"  # in place of a question: what a person gave stands until it is overwritten
 JOURNAL_FOLDER, JOURNAL_FILE = "journal", "journal.parquet"
 THREADS = 16
 SCHEMA = pa.schema(
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         ("episode_index", pa.int64()),
         ("kind", pa.string()),
         ("question", pa.string()),
+        ("length", pa.int64()),
         ("names", pa.list_(pa.string())),
         ("start_frames", pa.list_(pa.int64())),
         ("end_frames", pa.list_(pa.int64())),
@@ -51,7 +53,8 @@ class Entry:
 
     Args:
         episode_index, kind: which.
-        question: the key of what was asked, see `Question.key`.
+        question: the key of what was asked, see `Question.key`, or BY_HAND.
+        length: frames of the episode then; of another one it is no answer.
         subtasks: None where it failed.
         is_uniform: the subtasks are equally long.
         error: why it failed.
@@ -61,6 +64,7 @@ class Entry:
     episode_index: int
     kind: str
     question: str
+    length: int
     subtasks: FrameSubtasks | None
     is_uniform: bool
     error: str | None
@@ -104,19 +108,27 @@ def close_journal(folder: str, journal: Journal) -> None:
     storage.remove_folder(storage.join(folder, JOURNAL_FOLDER))
 
 
-def forget_journal(folder: str) -> None:
-    """Remove all answers."""
-    storage.remove_file(storage.join(folder, JOURNAL_FILE))
-    storage.remove_folder(storage.join(folder, JOURNAL_FOLDER))
+def by_hand(episode_index: int, kind: str, length: int, subtasks: FrameSubtasks) -> Entry:
+    """What a person or another tool gave."""
+    return Entry(episode_index, kind, BY_HAND, length, subtasks, False, None, [])
 
 
 def write_unanswered(location: str, failures: list[dict[str, Any]]) -> None:
     """failed.parquet: a row per question without an answer that could be taken; no file where there is none."""
+    failures = sorted(failures, key=lambda failure: (failure["episode_index"], failure["kind"]))
     if not failures:
         storage.remove_file(location)
         return
     table = pa.Table.from_pylist(failures, schema=FAILED_SCHEMA)
     storage.write_atomically(location, lambda stream: pq.write_table(table, stream))
+
+
+def read_unanswered(location: str) -> list[dict[str, Any]]:
+    """What an earlier run left there."""
+    if not storage.exists(location):
+        return []
+    with storage.open_input(location) as stream:
+        return pq.read_table(stream, schema=FAILED_SCHEMA).to_pylist()
 
 
 def _place(folder: str, kind: str, episode_index: int) -> str:
@@ -147,6 +159,7 @@ def _to_row(entry: Entry) -> dict[str, Any]:
         "episode_index": entry.episode_index,
         "kind": entry.kind,
         "question": entry.question,
+        "length": entry.length,
         "names": names,
         "start_frames": start,
         "end_frames": end,
@@ -164,6 +177,7 @@ def _from_row(row: dict[str, Any]) -> Entry:
         episode_index=int(row["episode_index"]),
         kind=str(row["kind"]),
         question=str(row["question"]),
+        length=int(row["length"]),
         subtasks=subtasks,
         is_uniform=bool(row["is_uniform"]),
         error=row["error"],

@@ -89,7 +89,7 @@ class Outcome(NamedTuple):
 
     Args:
         subtasks: None where no answer could be taken.
-        is_uniform: the subtasks are equally long, and the model said so again when asked.
+        is_uniform: the subtasks are equally long: the model said so again when asked, or at the last attempt.
         attempts: every answer. error: why there are no subtasks, in words.
     """
 

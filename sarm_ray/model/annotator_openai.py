@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx2
 import openai
 from PIL import Image
 
@@ -19,7 +20,18 @@ from sarm_ray.model.annotator import MAX_ANSWER_TOKENS, MarkedFrames, Message, R
 
 JPEG_QUALITY = 90
 MAX_RETRIES = 4
+CHECK_S = 15.0  # for the list of models
 SHOWN_CHARS = 300
+SHORTEST_SECRET = 8  # what is shorter is a placeholder such as "none", and a part of ordinary words
+UNSUPPORTED = {"response_format": ("response_format", "json_schema", "schema"), "max_tokens": ("max_tokens",)}
+
+
+FATAL = (
+    openai.AuthenticationError,
+    openai.PermissionDeniedError,
+    openai.NotFoundError,
+    openai.APIConnectionError,  # nobody there, after all retries: the next question would not fare better
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,9 @@ class Endpoint:
 
     def clear(self, text: object) -> str:
         """An endpoint's words in one line, without the key."""
-        words = str(text).replace(self.key, "***") if self.key else str(text)
+        words = printable(str(text))
+        if len(self.key) >= SHORTEST_SECRET:
+            words = words.replace(self.key, "***")
         return " ".join(words.split())[:SHOWN_CHARS]
 
 
@@ -50,11 +64,18 @@ def check_endpoint(endpoint: Endpoint) -> None:
         AnnotatorError: nobody answers, the key is refused, or it does not have the model.
     """
     try:
-        listed = [model.id for model in _client(endpoint).models.list()]
-    except (openai.NotFoundError, openai.BadRequestError):
+        listed = [
+            str(model.id) for model in _client(endpoint).with_options(timeout=CHECK_S, max_retries=1).models.list()
+        ]
+    except (openai.NotFoundError, openai.BadRequestError, openai.PermissionDeniedError):
         return
     except openai.OpenAIError as error:
         raise _as_ours(endpoint, error, AnnotatorError) from None
+    except (ValueError, AttributeError, TypeError, httpx2.InvalidURL) as error:
+        cause = f"{type(error).__name__}: {endpoint.clear(error)}"
+        raise AnnotatorError(
+            f"{endpoint.url} is no OpenAI-compatible endpoint ({cause}); does it end in /v1?"
+        ) from None
     if listed and endpoint.model not in listed:
         shown = ", ".join(listed[:8])
         raise AnnotatorError(f"{endpoint.url} has no model {endpoint.model!r}; it has {endpoint.clear(shown)}")
@@ -65,41 +86,58 @@ class OpenAIAnnotator:
 
     def __init__(self, endpoint: Endpoint):
         self.endpoint, self.client = endpoint, _client(endpoint)
-        self.knows_schemas = True
+        self.unknown: set[str] = set()
 
     def reply(self, messages: Sequence[Message], frames: MarkedFrames, schema: dict) -> Reply:
         try:
             answer = self._ask(_turns(messages, frames), schema)
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            return _read(self.endpoint, answer)
+        except openai.APITimeoutError as error:
+            raise _as_ours(self.endpoint, error, NoAnswerError) from None
+        except FATAL as error:
             raise _as_ours(self.endpoint, error, AnnotatorError) from None
         except openai.OpenAIError as error:
-            raise _as_ours(self.endpoint, error, NoAnswerError) from None
-        if not getattr(answer, "choices", None):
-            raise NoAnswerError(f"{self.endpoint.url} gave no answer, but {self.endpoint.clear(answer)}")
-        choice, usage = answer.choices[0], answer.usage
-        if choice.message.refusal or choice.finish_reason == "content_filter":
-            raise NoAnswerError(f"refused: {self.endpoint.clear(choice.message.refusal or 'content filter')}")
-        asked, answered = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Reply(choice.message.content or "", asked, answered, choice.finish_reason == "length")
+            spent = getattr(error, "code", None) == "insufficient_quota"
+            raise _as_ours(self.endpoint, error, AnnotatorError if spent else NoAnswerError) from None
+        except (ValueError, AttributeError, TypeError, IndexError, KeyError) as error:
+            cause = f"{type(error).__name__}: {self.endpoint.clear(error)}"
+            raise NoAnswerError(f"{self.endpoint.url} gave something else than an answer ({cause})") from None
 
     def _ask(self, turns: list[dict], schema: dict) -> Any:
-        held: dict[str, Any] = {}
-        if self.knows_schemas:
-            described = {"name": "subtasks", "strict": True, "schema": schema}
-            held = {"response_format": {"type": "json_schema", "json_schema": described}}
+        """Ask; what the endpoint does not know (schemas, or `max_tokens` by that name) is left out from then on."""
+        described = {"name": "subtasks", "strict": True, "schema": schema}
+        held: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": described}}
+        limit = "max_completion_tokens" if "max_tokens" in self.unknown else "max_tokens"
+        steady = (
+            {} if "max_tokens" in self.unknown else {"temperature": 0.0}
+        )  # models that refuse the one refuse the other
         try:
-            return self.client.chat.completions.create(
-                model=self.endpoint.model,
-                messages=turns,  # type: ignore[arg-type]
-                temperature=0.0,
-                max_tokens=MAX_ANSWER_TOKENS,
-                **held,
-            )
+            create: Any = self.client.chat.completions.create  # its types know each option alone, not a choice of them
+            options = {limit: MAX_ANSWER_TOKENS, **steady, **({} if "response_format" in self.unknown else held)}
+            return create(model=self.endpoint.model, messages=turns, **options)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if not held or not any(word in str(error) for word in ("response_format", "json_schema", "schema")):
+            refused = [name for name, words in UNSUPPORTED.items() if any(word in str(error) for word in words)]
+            if not set(refused) - self.unknown:
                 raise
-            self.knows_schemas = False
+            self.unknown |= set(refused)
             return self._ask(turns, schema)
+
+
+def _read(endpoint: Endpoint, answer: Any) -> Reply:
+    choice, usage = answer.choices[0], answer.usage
+    refusal = choice.message.refusal or ("content filter" if choice.finish_reason == "content_filter" else None)
+    if refusal:
+        raise NoAnswerError(f"refused: {endpoint.clear(refusal)}")
+    content = choice.message.content or ""
+    if not isinstance(content, str):
+        raise TypeError(f"its content is a {type(content).__name__}")
+    asked, answered = (getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens"))
+    return Reply(printable(content), int(asked), int(answered), choice.finish_reason == "length")
+
+
+def printable(text: str) -> str:
+    """Text without lone surrogates, which no file and no request can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _client(endpoint: Endpoint) -> openai.OpenAI:

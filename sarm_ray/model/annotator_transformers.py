@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sarm_ray.errors import AnnotatorError
+from sarm_ray.errors import AnnotatorError, NoAnswerError
 from sarm_ray.model.annotator import MAX_ANSWER_TOKENS, MarkedFrames, Message, Reply
 
 EXTRA = "pip install 'sarm-ray[vlm]'"
@@ -73,19 +73,28 @@ class TransformersAnnotator:
                 trust_remote_code=False,
                 **spread,
             )
+            self.model: Any = (loaded if spread else loaded.to(vlm.device)).eval()
         except ImportError as error:
             raise AnnotatorError(f"{vlm.name} needs more packages ({_first_line(error)}); {EXTRA}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except torch.OutOfMemoryError as error:
+            raise AnnotatorError(
+                f"{vlm.name} does not fit; spread it with --gpus-per-worker, or take a smaller one"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise AnnotatorError(f"{vlm.name} cannot be loaded: {_first_line(error)}") from error
-        self.model = (loaded if spread else loaded.to(vlm.device)).eval()
 
     def reply(self, messages: Sequence[Message], frames: MarkedFrames, schema: dict) -> Reply:
         inputs = self.prepare(messages, frames).to(self.model.device)
         num_prompt_tokens = inputs["input_ids"].shape[1]
-        with torch.inference_mode():
-            # greedy whatever the checkpoint's generation_config says, whose sampling settings would be warned of
-            settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            output = self.model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, **settings)
+        # greedy whatever the checkpoint's generation_config says, whose sampling settings would be warned of
+        settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        try:
+            with torch.inference_mode():
+                output = self.model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, **settings)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            less = "show less with --max-frames or --max-pixels, or spread the model with --gpus-per-worker"
+            raise NoAnswerError(f"{num_prompt_tokens:,} tokens do not fit into the GPU's memory; {less}") from None
         answer = output[0, num_prompt_tokens:]
         (text,) = self.processor.batch_decode(answer[None], skip_special_tokens=True)
         return Reply(text, num_prompt_tokens, len(answer), len(answer) >= MAX_ANSWER_TOKENS)

@@ -6,8 +6,7 @@ Sparse and dense subtasks are asked of the same frames, decoded once. An answer 
 a crash costs the questions under way and no other.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,12 @@ from sarm_ray.console import Progress
 from sarm_ray.core.questions import describe_episode
 from sarm_ray.data.annotation_journal import Entry, read_entry, write_entry
 from sarm_ray.data.pictures import read_marked_frames
-from sarm_ray.errors import DatasetError, VideoError
+from sarm_ray.errors import AnnotatorError, DatasetError, VideoError
 from sarm_ray.model.annotator import Annotator, MarkedFrames, ask
 from sarm_ray.model.annotator_openai import Endpoint, OpenAIAnnotator
 from sarm_ray.model.annotator_transformers import LocalVlm, TransformersAnnotator
-from sarm_ray.pipelines.annotate_plan import AnnotatePlan
-from sarm_ray.pipelines.rounds import work_through
+from sarm_ray.pipelines.annotate_plan import AnnotatePlan, gpus_of_nodes
+from sarm_ray.pipelines.rounds import MAX_ATTEMPTS, work_through
 from sarm_ray.pipelines.runtime import (
     ARROW,
     CPU_ACTOR_SHARE,
@@ -40,6 +39,7 @@ from sarm_ray.pipelines.runtime import (
 )
 from sarm_ray.pipelines.stopping import Stop, is_stopping
 
+HOPELESS = 20  # questions without an answer and none with one, after which a run is not worth its hours
 GAVE_UP = "its worker process died at every attempt"
 
 
@@ -49,7 +49,6 @@ class AskJob:
 
     plan: AnnotatePlan
     engine: LocalVlm | Endpoint
-    concurrency: int
     stop_marker: str
 
 
@@ -58,7 +57,7 @@ class UnansweredEpisode:
     """An episode that could not be asked about, or whose question found no answer that can be taken.
 
     Args:
-        episode_index, kind, error, message, attempts: `kind` is "" where it could not be read at all.
+        episode_index, kind, error, message, attempts: as in failed.parquet.
     """
 
     episode_index: int
@@ -101,7 +100,7 @@ def ask_episodes(
     progress = Progress("annotate", len(todo), quiet, unit="episodes")
     size = pool_size(engine, pool, cluster, len(todo))
     concurrency = min(concurrency, -(-len(todo) // size[1])) if isinstance(engine, Endpoint) else 1
-    job = make_aside(AskJob, plan, engine, concurrency, stop.marker)
+    job = make_aside(AskJob, plan, engine, stop.marker)
 
     def record(status: dict, attempt: int) -> None:
         progress.add(1)
@@ -113,6 +112,11 @@ def ask_episodes(
                 asking.num_answered += 1
             else:
                 asking.failures.append(UnansweredEpisode(episode, kind, error, message, attempts))
+        unanswered = [failure for failure in asking.failures if failure.error == "NoAnswerError"]
+        if not asking.num_answered and len(unanswered) >= HOPELESS:
+            raise AnnotatorError(
+                f"none of the first {len(unanswered)} questions was answered; {unanswered[-1].message}"
+            )
         asking.num_asked += sum(status["attempts"])
         asking.num_prompt_tokens += status["num_prompt_tokens"]
         asking.num_answer_tokens += status["num_answer_tokens"]
@@ -120,13 +124,17 @@ def ask_episodes(
     chunks = np.array([[0, row] for row in sorted(todo)], dtype=np.int64)
 
     def pipeline(left: np.ndarray, alone: bool) -> ray.data.Dataset:
-        return ask_pipeline(
-            plan, {row: todo[row] for row in left[:, 1].tolist()}, engine, size, job, concurrency, cluster
-        )
+        rows = {row: todo[row] for row in left[:, 1].tolist()}
+        return ask_pipeline(plan, rows, engine, size, job, 1 if alone else concurrency, cluster, alone)
 
     lost = work_through(chunks, pipeline, record, stop, quiet, noun="episode")
     for row in lost[:, 1].tolist():
-        asking.failures.append(UnansweredEpisode(int(plan.dataset.episode_index[row]), "", "WorkerDied", GAVE_UP))
+        episode = int(plan.dataset.episode_index[row])
+        asking.failures += [
+            UnansweredEpisode(episode, kind, "WorkerDied", GAVE_UP, MAX_ATTEMPTS)
+            for kind in todo[row]
+            if read_entry(plan.run_folder, kind, episode) is None
+        ]
     asking.failures.sort(key=lambda failure: (failure.episode_index, failure.kind))
     asking.seconds = progress.finish()
     return asking
@@ -137,10 +145,8 @@ def pool_size(
 ) -> tuple[int, int]:
     """Fewest and most actors: as wanted, else one for an endpoint, else as many as the GPUs carry."""
     if wanted is None:
-        most = (
-            1 if isinstance(engine, Endpoint) or not cluster.num_gpus else cluster.num_gpus // max(engine.num_gpus, 1)
-        )
-        wanted = (1, max(most, 1))
+        spread = engine.num_gpus if isinstance(engine, LocalVlm) else 0
+        wanted = (1, max(sum(gpus // spread for gpus in gpus_of_nodes()) if spread else 1, 1))
     most = max(1, min(wanted[1], num_episodes))
     return min(wanted[0], most), most
 
@@ -153,6 +159,7 @@ def ask_pipeline(
     job: ray.ObjectRef,
     concurrency: int,
     cluster: Cluster,
+    alone: bool,
 ) -> ray.data.Dataset:
     """The chain. Rows in: dataset, chunk (the row of the episode), kinds; rows out: STATUS_SCHEMA."""
     jobs = pa.table(
@@ -161,7 +168,13 @@ def ask_pipeline(
     )
     height, width = plan.sizes[0][0], sum(size[1] for size in plan.sizes)
     episode_bytes = max(len(plan.frames(row)) for row in todo) * height * width * 3
-    pool = ActorPoolStrategy(min_size=size[0], max_size=size[1], initial_size=size[0], max_tasks_in_flight_per_actor=2)
+    # as many at a time as an actor has threads, and one that waits; alone, none waits behind one that may kill it
+    pool = ActorPoolStrategy(
+        min_size=size[0],
+        max_size=size[1],
+        initial_size=size[0],
+        max_tasks_in_flight_per_actor=concurrency + (not alone),
+    )
     resources: dict[str, Any] = {"num_cpus": 2 * SMALL_TASK_SHARE}  # unlike a decoder's: Ray would fuse the two
     if isinstance(engine, LocalVlm):
         gpus = {"num_gpus": engine.num_gpus, "num_cpus": GPU_ACTOR_CPUS}
@@ -179,9 +192,10 @@ def ask_pipeline(
         )
         .map_batches(
             EpisodeAsker,
-            batch_size=concurrency,
+            batch_size=1,
             fn_constructor_kwargs={"job": job},
             compute=pool,
+            max_concurrency=concurrency,
             **ARROW,
             **resources,
             **ONE_ACTOR_ATTEMPT,
@@ -230,9 +244,10 @@ def read_episode(jobs: pa.Table, job: ray.ObjectRef) -> Iterator[pa.Table]:
 
 
 class EpisodeAsker:
-    """Episodes with their frames in; one status row per episode out, as each is done. Its answers are in the journal then.
+    """Episodes with their frames in; one status row per episode out, whose answers are in the journal then.
 
-    Episodes whose turn had not come when the run was asked to stop are left out.
+    Ray calls it from several threads where an endpoint is asked. Episodes whose turn had not come when the run was asked to
+    stop are left out.
     """
 
     def __init__(self, job: ray.ObjectRef):
@@ -240,16 +255,9 @@ class EpisodeAsker:
         self.annotator = make_annotator(self.job.engine)
         self.text_of_row = dict(zip(self.job.plan.rows.tolist(), self.job.plan.texts, strict=True))
 
-    def __call__(self, episodes: pa.Table) -> Iterator[pa.Table]:
-        tasks: list[Callable[[], dict | None]] = [
-            lambda row=row: self.ask_episode(row)  # type: ignore[misc]
-            for row in episodes.to_pylist()
-        ]
-        with ThreadPoolExecutor(self.job.concurrency) as threads:
-            for done in as_completed([threads.submit(task) for task in tasks]):
-                status = done.result()
-                if status is not None:
-                    yield pa.Table.from_pylist([status], schema=STATUS_SCHEMA)
+    def __call__(self, episodes: pa.Table) -> pa.Table:
+        statuses = [self.ask_episode(row) for row in episodes.to_pylist()]
+        return pa.Table.from_pylist([status for status in statuses if status is not None], schema=STATUS_SCHEMA)
 
     def ask_episode(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """Ask each question about one episode that the journal does not answer yet."""
@@ -276,16 +284,19 @@ class EpisodeAsker:
         plan = self.job.plan
         dataset, question, episode = plan.dataset, plan.questions[kind], int(plan.dataset.episode_index[row])
         there = read_entry(plan.run_folder, kind, episode)
-        if there is not None and there.question == question.key and there.subtasks is not None:
+        if there is not None and plan.is_answer(there, question):
             return there
         frames, rules = plan.frames(row), plan.rules(kind, row)
         height, width = plan.sizes[0][0], sum(size[1] for size in plan.sizes)
         pixels = np.frombuffer(images, dtype=np.uint8).reshape(len(frames), height, width, 3)
-        marked = MarkedFrames(pixels, frames, dataset.fps, int(dataset.length[row]))
+        length = int(dataset.length[row])
+        marked = MarkedFrames(pixels, frames, dataset.fps, length)
         description = describe_episode(dataset.name, episode, self.text_of_row[row], rules.duration_s, marked.times_s)
         outcome = ask(self.annotator, question, rules, description, marked)
         attempts = [attempt._asdict() for attempt in outcome.attempts]
-        entry = Entry(episode, kind, question.key, outcome.subtasks, outcome.is_uniform, outcome.error, attempts)
+        entry = Entry(
+            episode, kind, question.key, length, outcome.subtasks, outcome.is_uniform, outcome.error, attempts
+        )
         write_entry(plan.run_folder, entry)
         return entry
 

@@ -11,18 +11,20 @@ from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.console import duration, tell
 from sarm_ray.core.subtasks import FrameSubtasks, whole_task
 from sarm_ray.data import storage
-from sarm_ray.data.annotation_journal import Journal, write_unanswered
+from sarm_ray.data.annotation_io import Annotations, annotation_of, read_annotations
+from sarm_ray.data.annotation_journal import Journal, read_unanswered, write_unanswered
 from sarm_ray.data.annotation_writer import write_annotations, write_proportions
-from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.data.progress_io import write_json
-from sarm_ray.data.segments import write_segments_csv
+from sarm_ray.data.segments import annotated_subtasks, write_segments_csv
 from sarm_ray.errors import SarmRayError
 from sarm_ray.pipelines.annotate_episodes import Asking
 from sarm_ray.pipelines.annotate_plan import TASK, AnnotatePlan
 from sarm_ray.report.annotation_page import write_annotation_page
 from sarm_ray.report.visualize import visualize
 
-SEGMENTS_FILE, PAGE_FILE, PICTURES_FOLDER = "segments.csv", "annotations.html", "pictures"
+SEGMENTS_FILE, PAGE_FILE, FAILED_FILE = "segments.csv", "annotations.html", "failed.parquet"
+PICTURES_FOLDER = "pictures"
+KINDS = ("sparse", "dense")
 SHOWN_FAILURES = 5
 
 Found = dict[str, dict[int, FrameSubtasks]]
@@ -38,7 +40,6 @@ class AnnotateReport:
         num_uniform: of them, those whose subtasks are equally long.
         failures: episodes without an answer: episode_index, kind, error, message, attempts.
         num_asked, num_prompt_tokens, num_answer_tokens, seconds: of the asking in this run.
-        written: locations of the metadata that was written.
         notices: what the user should know of it.
     """
 
@@ -53,7 +54,6 @@ class AnnotateReport:
     num_prompt_tokens: int
     num_answer_tokens: int
     seconds: float
-    written: tuple[str, ...]
     notices: tuple[str, ...]
 
 
@@ -70,7 +70,7 @@ def journalled_subtasks(plan: AnnotatePlan, journal: Journal) -> tuple[Found, di
             assert entry.subtasks is not None
             found[kind][episode] = entry.subtasks
             said = [f"{kind}: asked {len(entry.attempts)} times"] if len(entry.attempts) > 1 else []
-            said += [f"{kind}: equal parts, and the model insisted"] if entry.is_uniform else []
+            said += [f"{kind}: equal parts"] if entry.is_uniform else []
             if said:
                 notes.setdefault(episode, []).extend(said)
     return found, notes
@@ -91,14 +91,19 @@ def write_output(
         lengths = zip(dataset.episode_index[plan.rows], dataset.length[plan.rows], plan.automatic, strict=True)
         whole = {int(episode): whole_task(TASK, int(length)) for episode, length, automatic in lengths if automatic}
         found = {"sparse": whole, **found}
-    written = write_annotations(dataset, found, plan.root)
-    stages = {kind: question.labels for kind, question in plan.questions.items() if found.get(kind)}
+    write_annotations(dataset, found, plan.root)
+    annotations = read_annotations(plan.annotated_dataset())
+    stages = {kind: question.labels for kind, question in plan.questions.items()}
     stages |= {"sparse": (TASK,)} if plan.automatic.any() else {}
-    notices = [note for kind, labels in stages.items() for note in write_proportions(dataset, kind, labels, plan.root)]
-    written += [location for kind in stages if storage.exists(location := _proportions_of(plan, kind))]
-    write_unanswered(storage.join(plan.run_folder, "failed.parquet"), failures)
-    write_segments_csv(storage.join(plan.run_folder, SEGMENTS_FILE), dataset, found)
-    notices += _show(plan, config, found, notes, quiet)
+    notices: list[str] = []
+    for kind, labels in stages.items():
+        own = annotation_of(annotations, kind)
+        if own is not None and own.annotated.any():  # by earlier runs too, whose proportions a crash may have cost
+            notices += write_proportions(dataset, kind, labels, plan.root)
+    failures = [*failures, *_still_unanswered(plan)]
+    write_unanswered(storage.join(plan.run_folder, FAILED_FILE), failures)
+    _export(plan, config, annotations)
+    notices += _show(plan, config, annotations, found, notes, quiet)
     report = AnnotateReport(
         dataset=dataset.name,
         source=config.dataset,
@@ -111,7 +116,6 @@ def write_output(
         num_prompt_tokens=asking.num_prompt_tokens,
         num_answer_tokens=asking.num_answer_tokens,
         seconds=asking.seconds,
-        written=tuple(written),
         notices=tuple(notices),
     )
     write_json(storage.join(plan.run_folder, "summary.json"), asdict(report))
@@ -125,34 +129,30 @@ def draw_annotations(plan: AnnotatePlan, config: AnnotateConfig, quiet: bool, ro
         SarmRayError: nothing could be drawn.
     """
     episodes = None if rows is None else ",".join(map(str, plan.dataset.episode_index[rows].tolist()))
-    visualize(
-        VisualizeConfig(
-            dataset=plan.root if plan.root != plan.dataset.root and rows is not None else config.dataset,
-            type="annotations",
-            visualize_type=config.visualize_type,
-            num_visualizations=max(config.num_visualizations, 1),
-            episodes=episodes or config.episodes,
-            image_key=plan.cameras[0] if plan.cameras else None,
-            output_dir=storage.join(plan.run_folder, PICTURES_FOLDER),
-            revision=config.revision,
-        ),
-        quiet=quiet or rows is not None,
+    drawn = VisualizeConfig(
+        dataset=config.dataset,
+        type="annotations",
+        visualize_type=config.visualize_type,
+        num_visualizations=max(config.num_visualizations, 1),
+        episodes=episodes or config.episodes,
+        image_key=plan.cameras[0] if plan.cameras else None,
+        output_dir=storage.join(plan.run_folder, PICTURES_FOLDER),
+        revision=config.revision,
     )
+    visualize(drawn, quiet or rows is not None, read_annotations(plan.annotated_dataset()))
 
 
 def describe_report(report: AnnotateReport) -> str:
     """What a person wants to know at the end."""
     counts = ", ".join(f"{kind} {number:,}" for kind, number in report.num_annotated.items())
-    lines = [
-        f"{report.root}/meta",
-        f"  episodes annotated: {counts or 'none'}; {len(report.failures):,} questions failed",
-    ]
+    failed = f"{len(report.failures):,} question{'s' * (len(report.failures) != 1)} failed"
+    lines = [f"{report.root}/meta", f"  episodes annotated: {counts or 'none'}; {failed}"]
     if report.num_asked:
         rate = 60 * report.num_asked / max(report.seconds, 1e-9)
         tokens = f"{report.num_prompt_tokens:,} prompt and {report.num_answer_tokens:,} answer tokens"
         lines.append(f"  {report.num_asked:,} answers in {duration(report.seconds)} ({rate:.1f} a minute), {tokens}")
     if report.num_uniform:
-        lines.append(f"  {report.num_uniform:,} episodes are split into equal parts; look at them")
+        lines.append(f"  split into equal parts: {report.num_uniform:,}; look at them")
     lines += [
         f"  episode {failure['episode_index']} {failure['kind']}: {failure['message']}".replace(" :", ":")
         for failure in report.failures[:SHOWN_FAILURES]
@@ -164,20 +164,49 @@ def describe_report(report: AnnotateReport) -> str:
     return "\n".join(lines)
 
 
+def _still_unanswered(plan: AnnotatePlan) -> list[dict[str, Any]]:
+    """What an earlier run on other episodes or kinds left in failed.parquet."""
+    selected = {int(plan.dataset.episode_index[row]) for row in plan.rows}
+    before = read_unanswered(storage.join(plan.run_folder, FAILED_FILE))
+    return [row for row in before if row["episode_index"] not in selected or row["kind"] not in plan.questions]
+
+
+def _export(plan: AnnotatePlan, config: AnnotateConfig, annotations: dict[str, Annotations]) -> None:
+    """All that is annotated as CSV; but never over a file that somebody has corrected and just imported."""
+    location = storage.join(plan.run_folder, SEGMENTS_FILE)
+    if config.from_file is not None and storage.absolute(config.from_file) == location:
+        return
+    kinds = {kind: own for kind in KINDS if (own := annotation_of(annotations, kind)) is not None}
+    write_segments_csv(
+        location, plan.dataset, {kind: annotated_subtasks(plan.dataset, own) for kind, own in kinds.items()}
+    )
+
+
 def _show(
-    plan: AnnotatePlan, config: AnnotateConfig, found: Found, notes: Mapping[int, Sequence[str]], quiet: bool
+    plan: AnnotatePlan,
+    config: AnnotateConfig,
+    annotations: dict[str, Annotations],
+    found: Found,
+    notes: Mapping[int, Sequence[str]],
+    quiet: bool,
 ) -> list[str]:
     """The page and the pictures; why there are none is a notice, because the annotations are written by now."""
     episodes = {episode for own in found.values() for episode in own}
     rows = plan.rows[np.isin(plan.dataset.episode_index[plan.rows], sorted(episodes))]
     if not len(rows):
         return []
-    annotated = open_dataset(plan.root) if plan.root == plan.dataset.root else plan.dataset
+    page, camera = storage.join(plan.run_folder, PAGE_FILE), plan.cameras[0] if plan.cameras else None
     try:
-        page = storage.join(plan.run_folder, PAGE_FILE)
-        camera = plan.cameras[0] if plan.cameras else None
         write_annotation_page(
-            page, annotated, rows, tuple(found), camera, notes=notes, source=config.dataset, quiet=True
+            page,
+            plan.dataset,
+            rows,
+            tuple(found),
+            camera,
+            notes=notes,
+            source=config.dataset,
+            quiet=True,
+            annotations=annotations,
         )
         if config.num_visualizations:
             draw_annotations(plan, config, quiet, rows[: config.num_visualizations])
@@ -187,7 +216,3 @@ def _show(
             tell([notice])
         return [notice]
     return []
-
-
-def _proportions_of(plan: AnnotatePlan, kind: str) -> str:
-    return storage.join(plan.root, f"meta/temporal_proportions_{kind}.json")

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from sarm_ray.config.annotate import AnnotateConfig
 from sarm_ray.core.questions import (
@@ -19,7 +20,7 @@ from sarm_ray.core.questions import (
 from sarm_ray.core.subtasks import SubtaskRules
 from sarm_ray.data import hub, storage
 from sarm_ray.data.annotation_io import annotation_of, read_annotations
-from sarm_ray.data.annotation_journal import Journal
+from sarm_ray.data.annotation_journal import BY_HAND, Entry, Journal
 from sarm_ray.data.lerobot import Dataset, open_dataset
 from sarm_ray.data.rows import episode_texts
 from sarm_ray.errors import AnnotatorError, DatasetError
@@ -100,7 +101,26 @@ class AnnotatePlan:
     def answered(self, journal: Journal, kind: str, episode: int, question: Question) -> bool:
         """Whether the journal has subtasks of an episode for this very question."""
         entry = journal.get((kind, episode))
-        return entry is not None and entry.question == question.key and entry.subtasks is not None
+        return entry is not None and self.is_answer(entry, question)
+
+    def is_answer(self, entry: Entry, question: Question) -> bool:
+        """Whether an entry says where an episode's subtasks are, as it is now, and to this very question or by hand."""
+        length = self.dataset.length[np.searchsorted(self.dataset.episode_index, entry.episode_index)]
+        return entry.question in (question.key, BY_HAND) and entry.length == length and entry.subtasks is not None
+
+    def annotated(self, kind: str) -> np.ndarray:
+        """(E,) bool, episodes that have subtasks of a kind."""
+        return _annotated(self.dataset, self.root)[kind]
+
+    def annotated_dataset(self) -> Dataset:
+        """The dataset as its annotations are to be read, see `with_written_metadata`."""
+        return with_written_metadata(self.dataset, self.root)
+
+
+def with_written_metadata(dataset: Dataset, root: str) -> Dataset:
+    """A dataset whose annotations are read from where they are written; elsewhere, where it cannot be written to itself."""
+    written = root != dataset.root and storage.is_folder(storage.join(root, "meta"))
+    return replace(dataset, root=root, repo_id=None) if written else dataset
 
 
 def plan_annotation(config: AnnotateConfig) -> AnnotatePlan:
@@ -119,15 +139,15 @@ def plan_annotation(config: AnnotateConfig) -> AnnotatePlan:
         cameras = ()
     sizes = tuple(picture_size([_shape(dataset, camera) for camera in cameras], config.max_pixels)) if cameras else ()
     labels = {"sparse": config.sparse, "dense": config.dense}
-    questions = {kind: _question(config, kind, names, cameras) for kind, names in labels.items() if names}
-    annotated = _annotated(dataset)
+    questions = {kind: _question(config, dataset.name, kind, names, cameras) for kind, names in labels.items() if names}
+    root, run_folder = _places(config, dataset)
+    annotated = _annotated(dataset, root)
     wanted_of = {
         kind: ~annotated[kind][rows] if config.skip_existing else np.ones(len(rows), dtype=bool) for kind in questions
     }
     automatic = (
         ~annotated["sparse"][rows] if not config.sparse and config.from_file is None else np.zeros(len(rows), bool)
     )
-    root, run_folder = _places(config, dataset)
     push_to = hub.place_push(config.dataset, config.revision) if config.push_to_hub else None
     if root != dataset.root:
         notices.append(f"{dataset.root} cannot be written to; the changed metadata goes to {root}")
@@ -154,11 +174,15 @@ def choose_engine(config: AnnotateConfig, cluster: Cluster) -> LocalVlm | Endpoi
         AnnotatorError: an endpoint that does not answer or does not let us in; a model that is none; fewer GPUs than asked.
     """
     if config.endpoint is not None:
-        endpoint = Endpoint(config.endpoint, config.model, config.timeout_s, os.environ.get("OPENAI_API_KEY", ""))
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise AnnotatorError("OPENAI_API_KEY has characters that are in no key; set it anew")
+        endpoint = Endpoint(config.endpoint, config.model, config.timeout_s, key)
         check_endpoint(endpoint)
         return endpoint
-    if cluster.num_gpus and config.gpus_per_worker > cluster.num_gpus:
-        raise AnnotatorError(f"gpus_per_worker is {config.gpus_per_worker}, the cluster has {cluster.num_gpus} GPUs")
+    largest = max(gpus_of_nodes())
+    if cluster.num_gpus and config.gpus_per_worker > largest:
+        raise AnnotatorError(f"gpus_per_worker is {config.gpus_per_worker}; the largest node has {largest} of them")
     local = Path(config.model).expanduser()
     if not local.is_dir() and not hub.is_hub_id(config.model):
         raise AnnotatorError(f"{config.model}: no such folder, and no Hub id")
@@ -172,6 +196,11 @@ def choose_engine(config: AnnotateConfig, cluster: Cluster) -> LocalVlm | Endpoi
     )
     check_vlm(vlm)
     return vlm
+
+
+def gpus_of_nodes() -> list[int]:
+    """GPUs of each node that is alive, as Ray counts them."""
+    return [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]] or [0]
 
 
 def describe_plan(plan: AnnotatePlan, config: AnnotateConfig, journal: Journal) -> list[str]:
@@ -222,8 +251,11 @@ def _rounded(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _question(config: AnnotateConfig, kind: str, labels: Sequence[str], cameras: tuple[str, ...]) -> Question:
+def _question(
+    config: AnnotateConfig, dataset: str, kind: str, labels: Sequence[str], cameras: tuple[str, ...]
+) -> Question:
     return Question(
+        dataset=dataset,
         kind=kind,
         labels=tuple(labels),
         model=config.model,
@@ -236,9 +268,9 @@ def _question(config: AnnotateConfig, kind: str, labels: Sequence[str], cameras:
     )
 
 
-def _annotated(dataset: Dataset) -> dict[str, np.ndarray]:
+def _annotated(dataset: Dataset, root: str) -> dict[str, np.ndarray]:
     """Which episodes have subtasks of each kind, (E,) bool."""
-    annotations = read_annotations(dataset)
+    annotations = read_annotations(with_written_metadata(dataset, root))
     found = {kind: annotation_of(annotations, kind) for kind in ("sparse", "dense")}
     return {kind: own.annotated if own else np.zeros(len(dataset.length), dtype=bool) for kind, own in found.items()}
 
@@ -262,7 +294,7 @@ def _places(config: AnnotateConfig, dataset: Dataset) -> tuple[str, str]:
     elif config.output_dir is not None:
         root = storage.absolute(config.output_dir)
     else:
-        root = storage.absolute(Path(dataset.name).name)
+        root = storage.absolute(dataset.name.replace("/", "_") if dataset.repo_id else Path(dataset.name).name)
     if config.output_dir is not None:
         return root, storage.absolute(config.output_dir) if own else storage.join(root, RUN_FOLDER)
     return root, storage.join(root, RUN_FOLDER)

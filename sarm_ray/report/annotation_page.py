@@ -101,6 +101,7 @@ def write_annotation_page(
     max_episodes: int = MAX_EPISODES,
     source: str | None = None,
     quiet: bool = False,
+    annotations: dict[str, Annotations] | None = None,
 ) -> AnnotationPage:
     """Write the page, whole or not at all; one that is there is replaced.
 
@@ -114,6 +115,7 @@ def write_annotation_page(
         max_episodes: how many are shown at most: those with notes or flags first, the rest in the order of `rows`.
         source: what `sarm-ray annotate` calls the dataset; its id or root where it is not given.
         quiet: print nothing.
+        annotations: where they are not the dataset's own, of which the metadata cannot be written to.
 
     Raises:
         DatasetError: columns that are no annotation, or none of these kinds.
@@ -121,7 +123,7 @@ def write_annotation_page(
     """
     if not set(kinds) <= set(PREFIXES) - {"unprefixed"} or max_episodes < 1:
         raise ValueError(f"kinds {list(kinds)} and {max_episodes} episodes; expected sparse or dense, and 1 or more")
-    annotations = read_annotations(dataset)
+    annotations = read_annotations(dataset) if annotations is None else annotations
     kinds = [kind for kind in dict.fromkeys(kinds) if annotation_of(annotations, kind) is not None]
     if not kinds:
         raise DatasetError(f"{dataset.name} has no annotation to show; sarm-ray annotate makes one")

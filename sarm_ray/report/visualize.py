@@ -15,7 +15,7 @@ from sarm_ray.config.loading import dump_config, require
 from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.console import Progress, say, tell
 from sarm_ray.data import storage
-from sarm_ray.data.annotation_io import annotation_of
+from sarm_ray.data.annotation_io import Annotations, annotation_of
 from sarm_ray.data.pictures import read_pictures
 from sarm_ray.errors import DatasetError, VideoError
 from sarm_ray.report.annotations import (
@@ -63,18 +63,21 @@ class VisualizeReport:
     problems: tuple[Problem, ...]
 
 
-def visualize(config: VisualizeConfig, quiet: bool = False) -> VisualizeReport:
+def visualize(
+    config: VisualizeConfig, quiet: bool = False, annotations: dict[str, Annotations] | None = None
+) -> VisualizeReport:
     """Draw episodes of a dataset; pictures that are there are replaced.
 
     Args:
         config: without a model: the command scores first, and then draws from that progress file.
         quiet: say nothing.
+        annotations: where they are not the dataset's own, of which the metadata cannot be written to.
 
     Raises:
         SarmRayError: what does not exist or does not fit, or nothing at all could be drawn.
     """
     require(config.model is None, "visualize draws from a progress file; score with the model first, and give progress")
-    plan = plan_visualization(config)
+    plan = plan_visualization(config, annotations)
     if not quiet:
         _describe_plan(plan)
     resolved = replace(

@@ -48,7 +48,7 @@ class Plan:
     notices: tuple[str, ...]
 
 
-def plan_visualization(config: VisualizeConfig) -> Plan:
+def plan_visualization(config: VisualizeConfig, annotations: dict[str, Annotations] | None = None) -> Plan:
     """The plan of a run without a model. Writes nothing.
 
     Raises:
@@ -58,7 +58,8 @@ def plan_visualization(config: VisualizeConfig) -> Plan:
     location, reason = _find_progress(config)
     kind = config.type or ("predictions" if location else "annotations")
     notices = list(dataset.notices)
-    annotations = _read_annotations(dataset, required=kind == "annotations")
+    if annotations is None:
+        annotations = _read_annotations(dataset, required=kind == "annotations")
     scores = open_scores(location, annotations) if location else None
     if scores is not None:
         notices += scores.notices

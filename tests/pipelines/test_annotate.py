@@ -4,17 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import sarm_ray.pipelines.annotate_episodes as annotate_episodes
 from sarm_ray.config.annotate import AnnotateConfig
 from sarm_ray.core.subtasks import FrameSubtasks
 from sarm_ray.data.annotation_io import read_annotations
 from sarm_ray.data.annotation_journal import read_journal
 from sarm_ray.data.lerobot import open_dataset
+from sarm_ray.errors import AnnotatorError, ConfigError
 from sarm_ray.pipelines.annotate import annotate
 from tests.datasets import write_dataset
 from tests.pipelines.annotation_oracle import MODEL, Oracle, oracle_of
@@ -137,7 +141,7 @@ def test_good_malformed_late_truncated_and_refused(dataset, monkeypatch, capfd):
     ]  # fmt: skip
     assert journal[("sparse", 0)].attempts[0]["answer"] == "It begins with a reach, I think."
     assert "  episodes annotated: sparse 8, dense 8; 2 questions failed\n" in result.output
-    assert "  1 episodes are split into equal parts; look at them\n" in result.output
+    assert "  split into equal parts: 1; look at them\n" in result.output
     out, err = capfd.readouterr()
     texts = [
         result.output,
@@ -316,3 +320,111 @@ def test_a_model_that_is_none(dataset, tmp_path):
     ):
         result = run_here("annotate", dataset, "--sparse-subtasks", "a,b", "--model", model)
         assert (result.exit_code, result.output.splitlines()[-1]) == (2, f"error: {words}")
+
+
+def test_what_people_correct_stands(dataset):
+    """A VLM's answers do not come back over it, the file that was imported stays as it is, and --overwrite asks anew."""
+    with oracle_of(truth_of(), LABELS, {("sparse", 5): ["refused"]}) as oracle:
+        config = config_of(dataset, oracle, dense_subtasks=None)
+        annotate(config, quiet=True)
+        file = dataset / "annotation.run/segments.csv"
+        text = file.read_text().replace("1,sparse,reach,0,2.4", "1,sparse,reach,0,1.9")
+        text = text.replace("1,sparse,grasp,2.4", "1,sparse,grasp,1.9").replace("2,sparse,grasp", "2,sparse,grapple")
+        file.write_text(text)
+        corrected = annotate(
+            AnnotateConfig(dataset=str(dataset), from_file=str(file), num_visualizations=0), quiet=True
+        )
+        assert [(row["episode_index"], row["error"]) for row in corrected.failures] == [(2, "AnswerError")]
+        assert file.read_text() == text
+        by_hand = FrameSubtasks(SPARSE, (0, 19, 36), (19, 36, 79))
+        assert found_in(dataset, "sparse")[1] == by_hand
+        oracle.asked.clear()
+        annotate(config, quiet=True)
+        assert [each.episode for each in oracle.asked] == [5]
+        assert found_in(dataset, "sparse") == {
+            episode: by_hand if episode == 1 else expected("sparse", episode) for episode in range(len(LENGTHS))
+        }
+        oracle.asked.clear()
+        annotate(config_of(dataset, oracle, dense_subtasks=None, episodes="1", overwrite=True), quiet=True)
+        assert [each.episode for each in oracle.asked] == [1]
+        assert found_in(dataset, "sparse")[1] == expected("sparse", 1)
+        assert len(read_journal(str(dataset / "annotation.run"))) == len(LENGTHS)
+
+
+def test_overwrite_forgets_nothing_before_somebody_answers(dataset):
+    with oracle_of(truth_of(), LABELS) as oracle:
+        annotate(config_of(dataset, oracle, dense_subtasks=None), quiet=True)
+        config = config_of(dataset, oracle, dense_subtasks=None, overwrite=True)
+    with pytest.raises(AnnotatorError, match="does not answer"):
+        annotate(config, quiet=True)
+    assert len(read_journal(str(dataset / "annotation.run"))) == len(LENGTHS)
+
+
+def test_other_lengths_are_another_question(dataset, tmp_path):
+    """A run folder that was another recording's answers nothing about this one."""
+    shared, other = tmp_path / "shared", tmp_path / "other/toy"
+    write_dataset(
+        other, "v3.0", [length + 7 for length in LENGTHS], fps=FPS, size=(64, 96), episodes_per_metadata_file=4
+    )
+    with oracle_of(truth_of(), LABELS) as oracle:
+        annotate(config_of(dataset, oracle, dense_subtasks=None, output_dir=str(shared)), quiet=True)
+    with oracle_of(truth_of([length + 7 for length in LENGTHS]), LABELS) as oracle:
+        report = annotate(config_of(other, oracle, dense_subtasks=None, output_dir=str(shared)), quiet=True)
+        assert len(oracle.asked) == len(LENGTHS)
+    assert report.failures == []
+
+
+def test_a_dataset_that_cannot_be_written_to(dataset, tmp_path, monkeypatch):
+    """Its metadata goes to a folder of its name here; there it is skipped, drawn and completed the next time."""
+    monkeypatch.chdir(tmp_path.parent)
+    for path in (dataset, dataset / "meta", dataset / "meta/episodes"):
+        path.chmod(0o555)
+    here = tmp_path.parent / "toy"
+    shutil.rmtree(here, ignore_errors=True)
+    with oracle_of(truth_of(), LABELS) as oracle:
+        first = annotate(
+            config_of(dataset, oracle, dense_subtasks=None, episodes="0:4", num_visualizations=1), quiet=True
+        )
+        second = annotate(config_of(dataset, oracle, dense_subtasks=None, skip_existing=True), quiet=True)
+        assert len(oracle.asked) == len(LENGTHS)
+    assert (first.notices, second.num_annotated) == ((), {"sparse": 5})
+    own = read_annotations(replace(open_dataset(str(dataset)), root=str(here)))["sparse"]
+    assert own.annotated.all()
+    assert (here / "annotation.run/annotations.html").exists()
+    assert (here / "annotation.run/pictures/episode_0000_sparse.png").exists()
+    assert not (dataset / "annotation.run").exists()
+    assert found_in(dataset, "sparse") == {}
+
+
+def test_a_column_of_rewards(dataset):
+    """opensarm's labels; one episode's are broken, and cost that episode alone."""
+    for path in sorted(dataset.glob("data/*/*.parquet")):
+        table = pq.read_table(path)
+        rewards = np.zeros(table.num_rows, dtype=np.float32)
+        for episode in np.unique(table["episode_index"].to_numpy()).tolist():
+            own = table["episode_index"].to_numpy() == episode
+            rewards[own] = np.linspace(0, 2.99, own.sum())
+            if episode == 3:
+                rewards[np.flatnonzero(own)[4]] = np.nan
+        pq.write_table(table.append_column("reward", pa.array(rewards)), path)
+    info = json.loads((dataset / "meta/info.json").read_text())
+    info["features"]["reward"] = {"dtype": "float32", "shape": [1], "names": None}
+    (dataset / "meta/info.json").write_text(json.dumps(info))
+    config = {"dataset": str(dataset), "from_file": "reward", "num_visualizations": 0}
+    with pytest.raises(ConfigError, match="reward holds numbers of stages; name them in order"):
+        annotate(AnnotateConfig(**config), quiet=True)
+    report = annotate(AnnotateConfig(**config, sparse_subtasks=list(SPARSE)), quiet=True)
+    assert [(row["episode_index"], row["error"]) for row in report.failures] == [(3, "DatasetError")]
+    assert sorted(found_in(dataset, "sparse")) == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert found_in(dataset, "sparse")[0].names == SPARSE
+
+
+def test_nonsense_alone_ends_the_run(dataset, monkeypatch):
+    """So many questions without any answer that could be taken are enough; the run says what was wrong with the last."""
+    monkeypatch.setattr(annotate_episodes, "HOPELESS", 10)
+    with oracle_of(truth_of(), LABELS, {case: ["malformed"] * 3 for case in truth_of()}) as oracle:
+        config = config_of(dataset, oracle)
+        with pytest.raises(
+            AnnotatorError, match="none of the first 1[01] questions was answered; there is no complete"
+        ):
+            annotate(config, quiet=True)
