@@ -288,7 +288,7 @@ def _shape(dataset: Dataset, camera: str) -> tuple[int, int]:
 
 def _places(config: AnnotateConfig, dataset: Dataset) -> tuple[str, str]:
     """Where changed metadata goes, and the rest of the run."""
-    own = dataset.repo_id is None and (not storage.is_local(dataset.root) or storage.is_writable_folder(dataset.root))
+    own = dataset.repo_id is None and (not storage.is_local(dataset.root) or _is_writable(dataset.root))
     if own:
         root = dataset.root
     elif config.output_dir is not None:
@@ -298,6 +298,12 @@ def _places(config: AnnotateConfig, dataset: Dataset) -> tuple[str, str]:
     if config.output_dir is not None:
         return root, storage.absolute(config.output_dir) if own else storage.join(root, RUN_FOLDER)
     return root, storage.join(root, RUN_FOLDER)
+
+
+def _is_writable(root: str) -> bool:
+    """Whether a local dataset's metadata may be changed."""
+    folders = [folder for name in ("meta", "meta/episodes") if storage.is_folder(folder := storage.join(root, name))]
+    return all(storage.is_writable_folder(folder) for folder in (root, *folders))
 
 
 def require_episodes(plan: AnnotatePlan) -> None:

@@ -425,6 +425,6 @@ def test_nonsense_alone_ends_the_run(dataset, monkeypatch):
     with oracle_of(truth_of(), LABELS, {case: ["malformed"] * 3 for case in truth_of()}) as oracle:
         config = config_of(dataset, oracle)
         with pytest.raises(
-            AnnotatorError, match="none of the first 1[01] questions was answered; there is no complete"
+            AnnotatorError, match=r"none of the first 1[01] questions was answered; there is no complete"
         ):
             annotate(config, quiet=True)

@@ -22,7 +22,7 @@ def main(model: str, file: str) -> None:
     pixels = inputs["pixel_values_videos"]
     annotator.MAX_ANSWER_TOKENS = 12
     sys.modules["sarm_ray.model.annotator_transformers"].MAX_ANSWER_TOKENS = 12
-    question = Question("sparse", LABELS, model, ("top",), 1.0, 128, 150_000, False, False)
+    question = Question("toy", "sparse", LABELS, model, ("top",), 1.0, 128, 150_000, False, False)
     rules = SubtaskRules(LABELS, frames.fps, frames.length, 1.0)
     described = describe_episode("toy", 3, "push it", rules.duration_s, frames.times_s)
     outcome = ask(engine, question, rules, described, frames)

@@ -79,6 +79,7 @@ def test_a_real_unitree_g1_with_segments_of_a_file(tmp_path):
     real = SHARED / "real/g1_bottle"
     dataset = tmp_path / "g1"
     shutil.copytree(real / "meta", dataset / "meta", copy_function=shutil.copyfile)
+    (dataset / "meta").chmod(0o755)
     for name in ("data", "videos"):
         os.symlink(real / name, dataset / name)  # noqa: PTH211  # nothing below is written to
     opened = open_dataset(str(dataset))
