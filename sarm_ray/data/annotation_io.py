@@ -6,7 +6,7 @@ same names as keys of episodes.jsonl. Beside them, meta/temporal_proportions_{sp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +76,26 @@ def read_annotations(dataset: Dataset) -> dict[str, Annotations]:
 def annotation_of(annotations: dict[str, Annotations], kind: str) -> Annotations | None:
     """The sparse or dense annotation of a dataset; older tools wrote the sparse one without a prefix."""
     return annotations.get(kind) or (annotations.get("unprefixed") if kind == "sparse" else None)
+
+
+def of_episodes(own: Annotations, rows: np.ndarray) -> Annotations:
+    """The annotations of some episodes, the others as if they had none: what is wrong with those is nobody's concern.
+
+    Args:
+        own: annotations of one kind.
+        rows: (N,) int64, positions in the table.
+    """
+    kept = np.isin(own.row, rows)
+    counts = np.bincount(own.row[kept], minlength=len(own.broken))
+    broken = own.broken & np.isin(np.arange(len(own.broken)), rows)
+    return replace(
+        own,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        stage=own.stage[kept],
+        start=own.start[kept],
+        end=own.end[kept],
+        broken=broken,
+    )
 
 
 def segments_by_stage(own: Annotations, stages: Sequence[str], outcomes: np.ndarray | None = None) -> Segments:

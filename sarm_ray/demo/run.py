@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ from typing import Any
 from sarm_ray.config.demo import DemoConfig
 from sarm_ray.console import Progress, duration, say
 from sarm_ray.demo.dataset import SPLITS, DemoPaths, demo_paths, num_frames, plan_demo, write_split
-from sarm_ray.errors import ConfigError, SarmRayError
+from sarm_ray.errors import ConfigError, RunInterruptedError, SarmRayError
 
+STOPPED = 130
 SEED_FILE = "demo.json"
 ENCODER = "efficientnet-lite0"
 CHUNK_SIZE = 10  # frames, 1 s: a tenth of an episode
@@ -162,11 +164,16 @@ def _run(*arguments: object) -> None:
     say(f"\n$ {shlex.join(['sarm-ray', *words])}")
     command = [sys.executable, "-m", "sarm_ray", *words]
     child = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))  # a Ctrl-C it gets by itself
     try:
         code = child.wait()
     except KeyboardInterrupt:
-        child.wait()  # it got the Ctrl-C as well, and finishes what it is at
+        child.wait()  # it finishes what it is at
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code == STOPPED:
+        raise RunInterruptedError("the demo was stopped; start it again to go on")
     if code:
         raise SarmRayError(f"the demo stopped: sarm-ray {words[0]} ended with {code}; start it again to go on")
 

@@ -83,8 +83,9 @@ def _plan(config: EvaluateConfig, cluster: Cluster) -> ScorePlan:
     output = storage.absolute(config.output or _place_output(open_dataset(config.dataset, config.revision)))
     if storage.is_folder(output):
         raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{EVALUATION_FILE}")
-    _refuse_finished(output, config)
-    return plan_scores(_score_config(config, config.dataset, output, config.episodes, config.revision), cluster)[0]
+    plan = plan_scores(_score_config(config, config.dataset, output, config.episodes, config.revision), cluster)[0]
+    _refuse_finished(plan, config)
+    return plan
 
 
 def _plan_training(
@@ -112,9 +113,10 @@ def _plan_training(
     return plan_scores(_score_config(config, config.train_dataset, plan.output, episodes, None), cluster)[0], truths
 
 
-def _refuse_finished(output: str, config: EvaluateConfig) -> None:
-    if storage.exists(output) and not config.overwrite:
-        raise OutputExistsError(f"{output} exists; replace it with --overwrite, or choose another --output")
+def _refuse_finished(plan: ScorePlan, config: EvaluateConfig) -> None:
+    """Keep an output that is there, unless told otherwise or a run like this one was cut off after writing it."""
+    if storage.exists(plan.output) and not config.overwrite and not storage.list_files(plan.parts_folder):
+        raise OutputExistsError(f"{plan.output} exists; replace it with --overwrite, or choose another --output")
 
 
 def _score_config(
@@ -167,7 +169,7 @@ def _known(truths: dict[str, HeadTruths], grades: np.ndarray, rows: np.ndarray) 
 
 
 def _prepare(plan: ScorePlan, trained: tuple[ScorePlan, dict] | None, config: EvaluateConfig) -> None:
-    _refuse_finished(plan.output, config)  # again: another run may have held the lease until now
+    _refuse_finished(plan, config)  # again: another run may have held the lease until now
     storage.remove_temporaries(storage.parent(plan.output))
     storage.remove_temporaries(plan.run_folder)
     progress_io.remove_files(plan.run_folder, MARKER_PREFIX)

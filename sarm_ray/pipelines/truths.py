@@ -9,7 +9,7 @@ from sarm_ray.core.frame_targets import whole_episode_targets
 from sarm_ray.core.metrics import Truth
 from sarm_ray.core.progress import normalize_progress
 from sarm_ray.core.targets import Segments, completed_durations, episode_targets
-from sarm_ray.data.annotation_io import Annotations, annotation_of, read_annotations
+from sarm_ray.data.annotation_io import Annotations, annotation_of, of_episodes, read_annotations
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.errors import name_list
 from sarm_ray.model.checkpoint import SarmConfig
@@ -94,23 +94,22 @@ def _annotated_truths(
     notices: list[str],
 ) -> HeadTruths:
     breakpoints, nothing = config.breakpoints(head), np.zeros(len(dataset.length), dtype=bool)
-    chosen = nothing.copy()
-    chosen[rows] = True
-    if own is None or not (own.annotated & chosen).any():
+    own = None if own is None else of_episodes(own, rows)
+    if own is None or not own.annotated.any():
         notices.append(f"no chosen episode has {head} subtasks; figures that need them are left out")
         return HeadTruths(breakpoints, nothing, None, np.ones(len(names)))
     segments = head_segments(dataset, own, names, grades)
     known = own.annotated.copy()
     known[segments.row[segments.stage < 0]] = False
-    strange = np.flatnonzero(own.annotated & ~known & chosen)
+    strange = np.flatnonzero(own.annotated & ~known)
     if len(strange):
         other = sorted(set(own.stages) - set(names))
         notices.append(
             f"{len(strange)} episodes have {head} subtasks that the model does not know ({name_list(other, 4)}; it knows "
             f"{name_list(names)}); they count as not annotated"
         )
-    usable = np.flatnonzero(known & chosen)
+    usable = np.flatnonzero(known)
     if not len(usable):
         return HeadTruths(breakpoints, nothing, None, np.ones(len(names)))
     durations = completed_durations(pool_segments([segments], [usable], [1.0]), len(names))
-    return HeadTruths(breakpoints, known & chosen, segments, durations)
+    return HeadTruths(breakpoints, known, segments, durations)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sarm_ray.data.annotation_io import read_annotations
+from sarm_ray.data.annotation_io import of_episodes, read_annotations, segments_by_stage
 from sarm_ray.data.json_files import read_json_lines
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.errors import DatasetError
@@ -113,6 +113,19 @@ def test_a_line_that_is_no_object_is_an_error(tmp_path, line):
     path.write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
     with pytest.raises(pa.ArrowInvalid, match="a line is no JSON object"):
         read_json_lines(str(path), schema)
+
+
+def test_what_is_wrong_with_other_episodes_does_not_matter(tmp_path):
+    root = write_dataset(tmp_path, "v2.1", (40, 30, 50), annotated=True, size=(16, 16))
+    edit_episode(root, 1, sparse_subtask_start_frames=[9, 20, 25], sparse_subtask_end_frames=[5, 25, 30])
+    own = read_annotations(open_dataset(str(root)))["sparse"]
+    with pytest.raises(ValueError, match="ends at frame 5, before its start 9"):
+        segments_by_stage(own, SPARSE_STAGES)
+    others = of_episodes(own, np.array([0, 2]))
+    assert others.offsets.tolist() == [0, 3, 3, 6]
+    assert others.annotated.tolist() == [True, False, True]
+    assert others.start.tolist() == [*own.start[:3], *own.start[6:]]
+    assert segments_by_stage(others, SPARSE_STAGES).row.tolist() == [0, 0, 0, 2, 2, 2]
 
 
 def test_proportions_that_are_no_numbers_are_an_error(tmp_path):

@@ -1,6 +1,9 @@
 """The demo as a whole: what it refuses, and (slowly) what it reaches on five seeds."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +32,29 @@ def test_a_command_that_fails_ends_the_demo(tmp_path):
     (tmp_path / "data/demo.json").write_text(json.dumps({"seed": 0}))  # but there are no datasets
     with pytest.raises(SarmRayError, match="the demo stopped: sarm-ray train ended with 2; start it again to go on"):
         run_demo(DemoConfig(output_dir=str(tmp_path)))
+
+
+def test_asked_to_stop(tmp_path):
+    """SIGTERM, which a terminal does not send to children, reaches the command that runs; the demo says how to go on."""
+    script = "import time; print('begun', flush=True); import signal, sys\n" \
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print('ready', flush=True); time.sleep(60)"  # fmt: skip
+    command = f"""
+import sys
+import sarm_ray.demo.run as run
+sys.executable = {str(tmp_path / "child")!r}
+try:
+    run._run("inspect", "x")
+except run.RunInterruptedError as error:
+    print(error)
+"""
+    (tmp_path / "child").write_text(f"#!{sys.executable}\n{script}\n")
+    (tmp_path / "child").chmod(0o755)
+    with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["begun\n", "ready\n"]
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate()
+    assert said == "the demo was stopped; start it again to go on\n"
 
 
 def test_the_comparison_sets_models_beside_what_has_none():

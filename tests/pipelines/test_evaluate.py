@@ -11,6 +11,7 @@ from sarm_ray.core.probe import fit_probe
 from sarm_ray.core.progress import normalize_progress
 from sarm_ray.core.targets import completed_durations, episode_targets
 from sarm_ray.core.windows import Window
+from sarm_ray.data import progress_io
 from sarm_ray.data.annotation_io import read_annotations, segments_by_stage
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.model.checkpoint import open_checkpoint
@@ -161,3 +162,26 @@ def test_bad_input_is_one_line_and_runs_nothing(tmp_path, encoder, arguments, me
     assert message in result.output
     assert not (tmp_path / "cache").exists()
     assert not (root / "evaluation.json").exists()
+
+
+def test_killed_after_its_output_was_written(tmp_path, encoder, monkeypatch):
+    """A rerun tidies up instead of refusing to overwrite; the one after it refuses."""
+    root = write_dataset(tmp_path / "data", "v2.1", [20, 20])
+    model, output = write_model(tmp_path / "model", encoder, mode="single_stage"), tmp_path / "evaluation.json"
+    command = ["evaluate", root, "--model", model, "--cache", tmp_path / "cache", "--output", output, "--quiet"]
+    with monkeypatch.context() as patch:
+        remove_files = progress_io.remove_files
+
+        def die(folder: str, prefix: str) -> None:
+            if prefix == progress_io.PARTS_PREFIX:
+                raise KeyboardInterrupt
+            remove_files(folder, prefix)
+
+        patch.setattr(progress_io, "remove_files", die)
+        assert run_here(*command).exit_code == 130
+    assert output.exists()
+    before = figures_of(output)
+    assert run_here(*command).exit_code == 0
+    assert figures_of(output) == before
+    assert not list((tmp_path / "evaluation.json.run").glob("parts-*"))
+    assert run_here(*command).exit_code == 2

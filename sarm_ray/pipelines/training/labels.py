@@ -10,6 +10,7 @@ from sarm_ray.core.targets import Segments, completed_durations, temporal_propor
 from sarm_ray.data.annotation_io import (
     Annotations,
     annotation_of,
+    of_episodes,
     read_annotations,
     read_proportions,
     segments_by_stage,
@@ -80,6 +81,7 @@ def _annotated_head(kind: str, datasets: Sequence[Dataset], rows: Sequence[np.nd
                 f"the {kind} subtasks differ: {datasets[0].name} has {name_list(stages)}; {dataset.name} has "
                 f"{name_list(names)}. Rename them, or train on one of the datasets"
             )
+    annotations = [of_episodes(own, chosen) for own, chosen in zip(annotations, rows, strict=True)]
     segments = tuple(head_segments(dataset, own, stages) for dataset, own in zip(datasets, annotations, strict=True))
     speeds = [dataset.fps / datasets[0].fps for dataset in datasets]
     pooled = pool_segments(segments, rows, speeds)
