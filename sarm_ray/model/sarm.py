@@ -40,6 +40,11 @@ class SarmShape:
         """Streams that every head sees: one per camera, language, state."""
         return self.num_cameras + 2
 
+    @property
+    def relative_cost(self) -> float:
+        """What a window costs, LeRobot's default shape being 1; with the smallest networks it is the data that costs."""
+        return max((self.hidden_dim / 768) ** 2 * self.num_layers / 8, 0.05)
+
     def num_stages(self, head: str) -> int:
         return self.num_sparse_stages if head == "sparse" else self.num_dense_stages
 

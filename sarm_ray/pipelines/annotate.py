@@ -17,6 +17,7 @@ from sarm_ray.data.annotation_journal import Journal, close_journal, read_journa
 from sarm_ray.data.hub import upload_to_hub
 from sarm_ray.data.lease import Lease, hold_lease
 from sarm_ray.errors import RunInterruptedError, SarmRayError, StoreError
+from sarm_ray.model.annotator_transformers import LocalVlm
 from sarm_ray.pipelines.annotate_episodes import Asking, ask_episodes
 from sarm_ray.pipelines.annotate_import import describe_import, given_by_hand, import_segments
 from sarm_ray.pipelines.annotate_output import AnnotateReport, draw_annotations, journalled_subtasks, write_output
@@ -97,6 +98,8 @@ def _ask(plan: AnnotatePlan, config: AnnotateConfig, todo: dict[int, tuple[str, 
     """Ask what is not answered yet. Signals are handled once Ray runs, which has handlers of its own."""
     with connect(config.address) as cluster, stop_on_signal(plan.run_folder) as stop:
         engine = choose_engine(config, cluster)
+        if isinstance(engine, LocalVlm) and engine.device == "cpu" and not quiet:
+            tell([f"there is no GPU; {engine.name} runs on CPU cores, in float32"])
         if config.overwrite:  # not before somebody is there who answers anew
             close_journal(plan.run_folder, _known(plan, config))
         asking = ask_episodes(plan, todo, engine, config.pool, config.concurrency, cluster, stop, quiet)

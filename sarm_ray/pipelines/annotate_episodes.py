@@ -6,6 +6,7 @@ Sparse and dense subtasks are asked of the same frames, decoded once. An answer 
 a crash costs the questions under way and no other.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -112,11 +113,12 @@ def ask_episodes(
                 asking.num_answered += 1
             else:
                 asking.failures.append(UnansweredEpisode(episode, kind, error, message, attempts))
-        unanswered = [failure for failure in asking.failures if failure.error == "NoAnswerError"]
-        if not asking.num_answered and len(unanswered) >= HOPELESS:
-            raise AnnotatorError(
-                f"none of the first {len(unanswered)} questions was answered; {unanswered[-1].message}"
-            )
+        if not asking.num_answered:
+            unanswered = [failure for failure in asking.failures if failure.error == "NoAnswerError"]
+            if len(unanswered) >= HOPELESS:
+                raise AnnotatorError(
+                    f"none of the first {len(unanswered)} questions was answered; {unanswered[-1].message}"
+                )
         asking.num_asked += sum(status["attempts"])
         asking.num_prompt_tokens += status["num_prompt_tokens"]
         asking.num_answer_tokens += status["num_answer_tokens"]
@@ -229,7 +231,7 @@ STATUS_SCHEMA = pa.schema(
 
 def read_episode(jobs: pa.Table, job: ray.ObjectRef) -> Iterator[pa.Table]:
     """Episode rows in; each with its frames, (k, H, W, 3) uint8 as bytes, or the error. None once the run is to stop."""
-    own: AskJob = ray.get(job)
+    own = _fetch_job(job)
     plan = own.plan
     for row in jobs.to_pylist():
         if is_stopping(own.stop_marker):
@@ -243,6 +245,12 @@ def read_episode(jobs: pa.Table, job: ray.ObjectRef) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist([read], schema=READ_SCHEMA)
 
 
+@functools.lru_cache(maxsize=1)
+def _fetch_job(job: ray.ObjectRef) -> AskJob:
+    """The job, once per process: with the metadata of a large dataset in it, it takes longer to read than an episode."""
+    return ray.get(job)
+
+
 class EpisodeAsker:
     """Episodes with their frames in; one status row per episode out, whose answers are in the journal then.
 
@@ -251,7 +259,7 @@ class EpisodeAsker:
     """
 
     def __init__(self, job: ray.ObjectRef):
-        self.job: AskJob = ray.get(job)
+        self.job = _fetch_job(job)
         self.annotator = make_annotator(self.job.engine)
         self.text_of_row = dict(zip(self.job.plan.rows.tolist(), self.job.plan.texts, strict=True))
 

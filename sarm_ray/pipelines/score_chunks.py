@@ -4,6 +4,7 @@ chunks -> ChunkScorer (GPU actors: features of the chunk and its halo from the s
 """
 
 import functools
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,10 @@ def score_pipeline(
             batch_size=1,
             fn_constructor_kwargs={"job": job},
             **ARROW,
-            **actor_options(cluster, num_blocks, num_frames, alone),
+            # counted in windows of LeRobot's default shape, of which a chunk takes about as long as a process to start
+            **actor_options(
+                cluster, num_blocks, math.ceil(num_frames * plans[0].checkpoint.shape.relative_cost), alone
+            ),
         )
         .map_batches(
             progress_io.commit_scores,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
