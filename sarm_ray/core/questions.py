@@ -92,8 +92,11 @@ def picture_size(shapes: Sequence[tuple[int, int]], max_pixels: int) -> list[tup
     height = min((max_pixels / sum(ratios)) ** 0.5, *(float(shape[0]) for shape in shapes))
     tall = max(int(height) // PIXEL_MULTIPLE, 1) * PIXEL_MULTIPLE
     widths = [max(int(tall * ratio / PIXEL_MULTIPLE + 0.5), 1) * PIXEL_MULTIPLE for ratio in ratios]
-    while sum(widths) * tall > max_pixels and max(widths) > PIXEL_MULTIPLE:
-        widths[widths.index(max(widths))] -= PIXEL_MULTIPLE
+    while sum(widths) * tall > max_pixels and max(*widths, tall) > PIXEL_MULTIPLE:
+        if max(widths) > PIXEL_MULTIPLE:
+            widths[widths.index(max(widths))] -= PIXEL_MULTIPLE
+        else:  # very tall pictures, whose widths were rounded up
+            tall -= PIXEL_MULTIPLE
     return [(tall, width) for width in widths]
 
 
