@@ -10,7 +10,19 @@ from sarm_ray.data.lerobot import Dataset, fetch_files
 from sarm_ray.data.video import FrameRequest, read_frames
 from sarm_ray.errors import DatasetError, VideoError
 
+DEFAULT_SHAPE = (480, 640)
 SMALLEST_LETTERS, LETTERS_SHARE = 14, 1 / 12  # height of a time in pixels, and as a share of the picture's
+
+
+def camera_shape(dataset: Dataset, camera: str) -> tuple[int, int]:
+    """(height, width) of a camera as info.json declares it, whichever way round, by `names` where they are given."""
+    spec = dataset.features[camera]
+    shape = [int(side) for side in spec.get("shape") or ()]
+    names = spec.get("names") or []
+    if isinstance(names, list) and {"height", "width"} <= set(names) and len(names) == len(shape):
+        return shape[names.index("height")], shape[names.index("width")]
+    sides = [side for side in shape if side not in (1, 3, 4)]
+    return (sides[0], sides[1]) if len(sides) == 2 else DEFAULT_SHAPE
 
 
 def read_pictures(

@@ -22,6 +22,7 @@ from sarm_ray.data import hub, storage
 from sarm_ray.data.annotation_io import annotation_of, read_annotations
 from sarm_ray.data.annotation_journal import BY_HAND, Entry, Journal
 from sarm_ray.data.lerobot import Dataset, open_dataset
+from sarm_ray.data.pictures import camera_shape
 from sarm_ray.data.rows import episode_texts
 from sarm_ray.errors import AnnotatorError, DatasetError
 from sarm_ray.model.annotator_openai import Endpoint, check_endpoint
@@ -31,7 +32,6 @@ from sarm_ray.pipelines.runtime import Cluster
 
 RUN_FOLDER = "annotation.run"
 TASK = "task"  # LeRobot's name of the one sparse subtask that nobody asked for
-DEFAULT_SHAPE = (480, 640)
 
 # What a GPU with 80 GB does with Qwen3-VL-30B-A3B under transformers, assumed, never measured by us: for the estimate alone.
 PROMPT_TOKENS_PER_S, ANSWER_TOKENS_PER_S = 6000.0, 25.0
@@ -137,7 +137,9 @@ def plan_annotation(config: AnnotateConfig) -> AnnotatePlan:
         cameras = tuple(choose_camera(dataset, camera) for camera in wanted)
     else:
         cameras = ()
-    sizes = tuple(picture_size([_shape(dataset, camera) for camera in cameras], config.max_pixels)) if cameras else ()
+    sizes = (
+        tuple(picture_size([camera_shape(dataset, camera) for camera in cameras], config.max_pixels)) if cameras else ()
+    )
     labels = {"sparse": config.sparse, "dense": config.dense}
     questions = {kind: _question(config, dataset.name, kind, names, cameras) for kind, names in labels.items() if names}
     root, run_folder = _places(config, dataset)
@@ -273,17 +275,6 @@ def _annotated(dataset: Dataset, root: str) -> dict[str, np.ndarray]:
     annotations = read_annotations(with_written_metadata(dataset, root))
     found = {kind: annotation_of(annotations, kind) for kind in ("sparse", "dense")}
     return {kind: own.annotated if own else np.zeros(len(dataset.length), dtype=bool) for kind, own in found.items()}
-
-
-def _shape(dataset: Dataset, camera: str) -> tuple[int, int]:
-    """(height, width) of a camera as info.json declares it, whichever way round, by `names` where they are given."""
-    spec = dataset.features[camera]
-    shape = [int(side) for side in spec.get("shape") or ()]
-    names = spec.get("names") or []
-    if isinstance(names, list) and {"height", "width"} <= set(names) and len(names) == len(shape):
-        return shape[names.index("height")], shape[names.index("width")]
-    sides = [side for side in shape if side not in (1, 3, 4)]
-    return (sides[0], sides[1]) if len(sides) == 2 else DEFAULT_SHAPE
 
 
 def _places(config: AnnotateConfig, dataset: Dataset) -> tuple[str, str]:

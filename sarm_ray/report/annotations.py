@@ -60,6 +60,7 @@ class AnnotatedEpisode:
         subtasks: S segments in the order of time.
         stage_names: the names of the whole dataset in the order of the stages, which gives them their colours.
         pictures: S mid-frames, (H, W, 3) uint8 each; None where it cannot be read.
+        aspect: of the pictures, height over width.
     """
 
     episode_index: int
@@ -70,6 +71,7 @@ class AnnotatedEpisode:
     subtasks: tuple[Subtask, ...]
     stage_names: tuple[str, ...]
     pictures: tuple[np.ndarray | None, ...]
+    aspect: float = 1.0
 
 
 def annotation_name(episode_index: int, kind: str) -> str:
@@ -112,7 +114,8 @@ def draw_annotation(path: str, episode: AnnotatedEpisode) -> None:
 def annotation_figure(episode: AnnotatedEpisode) -> "Figure":
     """The picture as matplotlib's object."""
     num_rows, num_columns, side = _tiles(len(episode.subtasks))
-    height = TILES_TOP + num_rows * (side + CAPTION_HEIGHT)
+    tall = side * episode.aspect
+    height = TILES_TOP + num_rows * (tall + CAPTION_HEIGHT)
     palette = dict(zip(episode.stage_names, stage_colours(len(episode.stage_names)), strict=True))
     with style():
         figure = new_figure(WIDTH, height)
@@ -121,15 +124,16 @@ def annotation_figure(episode: AnnotatedEpisode) -> "Figure":
         _draw_timeline(timeline, episode, palette)
         for number in range(len(episode.subtasks)):
             row, column = divmod(number, num_columns)
-            left, top = LEFT + column * (side + GAP), TILES_TOP + row * (side + CAPTION_HEIGHT)
-            axes = _inches(figure, left, top, side, side, gid=f"subtask {number + 1}")
+            left, top = LEFT + column * (side + GAP), TILES_TOP + row * (tall + CAPTION_HEIGHT)
+            axes = _inches(figure, left, top, side, tall, gid=f"subtask {number + 1}")
             _draw_tile(axes, episode, number, palette[episode.subtasks[number].name], side)
     return figure
 
 
-def picture_size(num_subtasks: int) -> int:
-    """Side in pixels at which a mid-frame is shown, where there are so many."""
-    return round(_tiles(num_subtasks)[2] * DPI)
+def picture_size(num_subtasks: int, aspect: float) -> tuple[int, int]:
+    """(height, width) in pixels at which a mid-frame is shown, where there are so many."""
+    side = _tiles(num_subtasks)[2] * DPI
+    return round(side * aspect), round(side)
 
 
 def _tiles(number: int) -> tuple[int, int, float]:
@@ -231,11 +235,11 @@ def _draw_tile(
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=3)
     if picture is None:
-        axes.imshow(np.full((2, 2, 3), MISSING))
+        axes.imshow(np.full((2, 2, 3), MISSING), aspect="auto")
         said = "outside\nthe episode" if frame is None else "cannot\nbe read"
         axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color="#444444")
     else:
-        axes.imshow(picture, interpolation="antialiased")
+        axes.imshow(picture, interpolation="antialiased", aspect="auto")
     name = shortened(subtask.name, int((side - 0.4) / 0.1), 2)
     said = f"frames {subtask.start:,} to {subtask.end:,}, {subtask.start / fps:.1f} to {subtask.end / fps:.1f} s"
     if frame is not None:

@@ -16,7 +16,8 @@ from sarm_ray.config.visualize import VisualizeConfig
 from sarm_ray.console import Progress, say, tell
 from sarm_ray.data import storage
 from sarm_ray.data.annotation_io import Annotations, annotation_of
-from sarm_ray.data.pictures import read_pictures
+from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.pictures import camera_shape, read_pictures
 from sarm_ray.errors import DatasetError, VideoError
 from sarm_ray.report.annotations import (
     AnnotatedEpisode,
@@ -156,7 +157,8 @@ def _draw_annotations(plan: Plan, row: int, paths: list[str], tick: Callable[[in
         own = annotation_of(plan.annotations, kind)
         shown = [mid_frame(subtask, length) for subtask in subtasks]
         frames = np.unique([frame for frame in shown if frame is not None]).astype(np.int64)
-        pictures, errors = _read(plan, row, frames, picture_size(len(subtasks)))
+        aspect = _aspect(dataset, plan.camera)
+        pictures, errors = _read(plan, row, frames, picture_size(len(subtasks), aspect))
         if errors and len(errors) == len(frames):
             raise errors[0]
         drawn = AnnotatedEpisode(
@@ -168,6 +170,7 @@ def _draw_annotations(plan: Plan, row: int, paths: list[str], tick: Callable[[in
             subtasks=subtasks,
             stage_names=stage_order(own) if own else (),
             pictures=tuple(None if frame is None else pictures[frame] for frame in shown),
+            aspect=aspect,
         )
         path = storage.join(plan.folder, annotation_name(episode, kind))
         draw_annotation(path, drawn)
@@ -211,7 +214,15 @@ def _draw_videos(plan: Plan, row: int, paths: list[str], tick: Callable[[int], N
     return list(dict.fromkeys(problems))
 
 
-def _read(plan: Plan, row: int, frames: np.ndarray, size: int) -> tuple[dict[int, np.ndarray | None], list[VideoError]]:
+def _aspect(dataset: Dataset, camera: str) -> float:
+    """Height of a camera's pictures over their width, within what looks well in a row."""
+    height, width = camera_shape(dataset, camera)
+    return min(max(height / width, 0.4), 1.5)
+
+
+def _read(
+    plan: Plan, row: int, frames: np.ndarray, size: int | tuple[int, int]
+) -> tuple[dict[int, np.ndarray | None], list[VideoError]]:
     """Pictures by frame, None where it cannot be read; and why."""
     results = list(read_pictures(plan.dataset, plan.camera, row, frames, size))
     errors = [result for result in results if isinstance(result, VideoError)]

@@ -195,7 +195,8 @@ def test_spread_labels():
 
 @pytest.mark.parametrize(("number", "size"), [(1, 638), (3, 632), (4, 463), (8, 463), (20, 362)])
 def test_the_png_is_2100_pixels_wide_and_its_tiles_are_sharp(tmp_path, number, size, recwarn):
-    assert picture_size(number) == size
+    assert picture_size(number, 1.0) == (size, size)
+    assert picture_size(number, 0.75) == (pytest.approx(size * 0.75, abs=1), size)
     path = tmp_path / "deep" / annotation_name(12, "dense")
     draw_annotation(str(path), evenly(number))
     assert path.name == "episode_0012_dense.png"

@@ -100,11 +100,14 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def tile(path: Path, left: float, top: float, side: float) -> int:
-    """The number that a square of a picture shows, its place in inches."""
+def tile(path: Path, left: float, top: float, width: float) -> int:
+    """The number that a frame of 64 x 96 in a picture shows, its place in inches."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
-    rows, columns = (slice(round(start * DPI), round((start + side) * DPI)) for start in (top, left))
+    rows, columns = (
+        slice(round(top * DPI), round((top + width * 64 / 96) * DPI)),
+        slice(round(left * DPI), round((left + width) * DPI)),
+    )
     return read_number(pixels[rows, columns])
 
 
