@@ -204,13 +204,14 @@ def compile_efficientnet(num_images: int) -> Callable[[np.ndarray], np.ndarray]:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros(num_images, 3, 224, 224)
+    # one image, run once: torch is slow at this network, and a trace of a whole pass, checked, takes ten seconds per process
+    example = torch.zeros(1, 3, 224, 224)
     with torch.inference_mode():
-        traced = torch.jit.trace(_efficientnet(), example)
+        traced = torch.jit.trace(_efficientnet(), example, check_trace=False)
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(traced, example_input=(example,))  # must outlive the conversion
     network = frontend.convert(frontend.load(decoder))
-    network.reshape(list(example.shape))
+    network.reshape([num_images, 3, 224, 224])
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(network, "CPU", options)
     return lambda pixels: compiled(pixels)[0]
