@@ -51,7 +51,7 @@ _FATAL_CLOSES = {
     1009: "the server takes no message as large as this; send smaller images, or JPEG",
     4409: "another client took this session over; session names must be unique",
 }
-_PASSING = ("full", "internal")  # fatal for one replica; on another the session goes on
+_PASSING = ("full", "internal")  # fatal for one replica; on another a session that was there goes on
 _COUNTS = ("num_received", "num_scored", "num_dropped", "num_skipped")
 _log = logging.getLogger("sarm_ray.client")
 _T = TypeVar("_T")
@@ -176,7 +176,8 @@ def pack_frame(images: Image | Sequence[Image], state: Any, time_s: float) -> by
         LiveScoringError: `bad_image`, `state_size` or `not_finite`.
     """
     try:
-        numbers = np.asarray(state, dtype="<f4")
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused for that
+            numbers = np.asarray(state, dtype="<f4")
     except (TypeError, ValueError):
         raise LiveScoringError("state must be a vector of numbers", "state_size", time_s) from None
     if numbers.ndim != 1:
@@ -217,8 +218,9 @@ class FrameHistory:
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self.keep_s, self.keep_first = math.inf, True  # until the server says how far back its window looks
-        self.first_time_s: float | None = None
+        self.first_time_s: float | None = None  # the session's zero, known from the first score on
         self.last_time_s: float | None = None  # newest scored frame: all up to it are dealt with
+        self._first_times_s: list[float] = []  # one of these is the zero: the server may have refused the very first
         self._scored: deque[SentFrame] = deque()
         self._waiting: deque[SentFrame] = deque()
         self._num_bytes = 0
@@ -226,13 +228,22 @@ class FrameHistory:
     def sent(self, frame: SentFrame) -> None:
         """Remember a frame, newer than all before."""
         if self.first_time_s is None:
-            self.first_time_s = frame.time_s
+            self._first_times_s.append(frame.time_s)
         self._waiting.append(frame)
         self._num_bytes += len(frame.message)
         self._trim()
 
-    def scored(self, time_s: float) -> SentFrame | None:
-        """A frame got its score: it is returned if it is still here. Older ones without a score will never get one."""
+    def scored(self, time_s: float, since_first_s: float) -> SentFrame | None:
+        """A frame got its score: it is returned if it is still here. Older ones without a score will never get one.
+
+        Args:
+            time_s: the frame's.
+            since_first_s: what the server takes for its distance from the session's first frame, to half a frame.
+        """
+        if self.first_time_s is None:
+            times_s = self._first_times_s or [time_s]
+            self.first_time_s = times_s[_nearest(times_s, time_s - since_first_s)]
+            self._first_times_s = []
         found = None
         while self._waiting and self._waiting[0].time_s <= time_s:
             frame = self._waiting.popleft()
@@ -246,12 +257,10 @@ class FrameHistory:
         return found
 
     def refused(self, time_s: float) -> None:
-        """The server did not take a frame. Where it was the very first, the session begins with the next."""
+        """The server did not take a frame."""
         kept = deque(frame for frame in self._waiting if frame.time_s != time_s)
         self._num_bytes -= sum(len(frame.message) for frame in self._waiting if frame.time_s == time_s)
         self._waiting = kept
-        if self.last_time_s is None and self.first_time_s == time_s:
-            self.first_time_s = kept[0].time_s if kept else None
 
     def replay(self, times_s: Sequence[float], held_s: float | None) -> list[SentFrame]:
         """For each time the nearest frame that the server dealt with, each once, in order.
@@ -296,13 +305,6 @@ def _nearest(times_s: list[float], time_s: float) -> int:
     return min(around, key=lambda each: abs(times_s[each] - time_s))
 
 
-@dataclass(frozen=True)
-class _Row:
-    time_s: float
-    frame_index: int
-    progress: dict[str, float | None]
-
-
 def parse_score(
     message: dict[str, Any], heads: Sequence[str], stages: dict[str, list[str]], round_trip_s: float | None = None
 ) -> Score:
@@ -329,15 +331,66 @@ def _head_score(value: dict[str, Any], names: list[str]) -> HeadScore:
     return HeadScore(value["progress"], stage, name, value["confidence"], known)
 
 
-def _rows_of(reply: dict[str, Any], heads: Sequence[str]) -> list[_Row]:
+@dataclass(frozen=True)
+class ScoredRow:
+    """A row of the curve: progress by head."""
+
+    time_s: float
+    frame_index: int
+    progress: dict[str, float | None]
+
+
+class ScoredRows:
+    """What was scored so far, each frame once, in order. One thread adds; any may ask."""
+
+    def __init__(self) -> None:
+        self._rows: list[ScoredRow] = []
+        self._best: list[float] = []  # highest progress of the first head up to each row
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, score: Score) -> bool:
+        """Add a newer score than all before; False where it is known: a server says again what may have been lost."""
+        progress = {head: each.progress for head, each in score.heads.items()}
+        with self._lock:
+            if self._rows and score.time_s <= self._rows[-1].time_s:
+                return False
+            self._best.append(max([*self._best[-1:], -math.inf if score.progress is None else score.progress]))
+            self._rows.append(ScoredRow(score.time_s, score.frame_index, progress))
+        return True
+
+    def stalled(self, for_s: float, epsilon: float) -> bool:
+        """See LiveScorer."""
+        with self._lock:
+            if not self._rows:
+                return False
+            before = bisect.bisect_right(self._rows, self._rows[-1].time_s - for_s, key=lambda row: row.time_s) - 1
+            return before >= 0 and self._best[-1] < self._best[before] + epsilon
+
+    def newest(self, heads: Sequence[str], most: int = _MAX_RESUME_POINTS) -> dict[str, list]:
+        """The newest rows as columns, for a server that never saw them."""
+        rows = self._rows[-most:]
+        columns: dict[str, list] = {f"progress_{head}": [row.progress[head] for row in rows] for head in heads}
+        return columns | {"time_s": [row.time_s for row in rows], "frame_index": [row.frame_index for row in rows]}
+
+    def merged(self, theirs: Sequence[ScoredRow]) -> list[ScoredRow]:
+        """All rows, each frame once: the server's, and those that it has no more."""
+        with self._lock:
+            rows = {row.time_s: row for row in [*self._rows, *theirs]}
+        return [rows[time_s] for time_s in sorted(rows)]
+
+
+def _rows_of(reply: dict[str, Any], heads: Sequence[str]) -> list[ScoredRow]:
     """Of a `curve` message."""
     columns = reply["columns"]
     progress = zip(*(columns[f"progress_{head}"] for head in heads), strict=True)
     parts = zip(reply["time_s"], columns["frame_index"], progress, strict=True)
-    return [_Row(time_s, frame, dict(zip(heads, values, strict=True))) for time_s, frame, values in parts]
+    return [ScoredRow(time_s, frame, dict(zip(heads, values, strict=True))) for time_s, frame, values in parts]
 
 
-def _make_curve(rows: list[_Row], heads: Sequence[str], counts: dict[str, int], complete: bool) -> Curve:
+def _make_curve(rows: Sequence[ScoredRow], heads: Sequence[str], counts: dict[str, int], complete: bool) -> Curve:
     columns = {
         "index": np.arange(len(rows), dtype=np.int64),
         "episode_index": np.zeros(len(rows), dtype=np.int64),
@@ -424,7 +477,7 @@ class _Session:
         token: str | None = None,
         score_hz: float | None = None,
         *,
-        max_pending: int = 64,
+        max_pending: int = 90,
         connect_timeout_s: float = 10.0,
         give_up_s: float | None = None,
         strict: bool = False,
@@ -446,8 +499,7 @@ class _Session:
         self.num_added = self.num_unsent = self.num_refused = self.num_reconnects = 0
         self._history = FrameHistory(max_history_bytes)
         self._pending: deque[SentFrame] = deque()
-        self._rows: list[_Row] = []
-        self._best: list[float] = []  # highest progress up to each row
+        self._scored = ScoredRows()
         self._last_time_s = -math.inf  # of the frame last added
         self._welcome: dict[str, Any] = {}
         self._close: dict[str, Any] | None = None  # what to say when all is sent
@@ -475,11 +527,7 @@ class _Session:
             for_s: on the frames' clock, back from the newest scored frame. Earlier than that after the first one: False.
             epsilon: rises of the highest progress below it do not count.
         """
-        with self._lock:
-            if not self._rows:
-                return False
-            before = bisect.bisect_right(self._rows, self._rows[-1].time_s - for_s, key=lambda row: row.time_s) - 1
-            return before >= 0 and self._best[-1] < self._best[before] + epsilon
+        return self._scored.stalled(for_s, epsilon)
 
     def _offer(self, frame: Image | Sequence[Image], state: Any, time_s: float | None) -> None:
         """Queue a frame, from any one thread."""
@@ -579,10 +627,10 @@ class _Session:
         try:
             while self._reply is None:
                 await asyncio.sleep(_backoff_s(failures))
-                began_s, num_rows = time.monotonic(), len(self._rows)
+                began_s, num_rows = time.monotonic(), len(self._scored)
                 cause = await self._connect_once()
                 failures += 1
-                if len(self._rows) > num_rows or (self.connected and time.monotonic() - began_s > _GOOD_S):
+                if len(self._scored) > num_rows or (self.connected and time.monotonic() - began_s > _GOOD_S):
                     failures, good_s = 0, time.monotonic()
                 if self.connected and self._reply is None:
                     _log.warning("%s: %s; connecting again", self.url, cause)
@@ -605,7 +653,8 @@ class _Session:
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
-                message = f"{self.url}: HTTP {status}; give token= what the server's --token-file holds"
+                message = f"{self.url}: HTTP {status}: token= is not what the server's --token-file holds"
+                message += ", or the server is to be called by its address, not by this name"
                 raise LiveScoringError(message, "token") from error
             return f"the server answered HTTP {status}"
         except (OSError, TimeoutError, WebSocketException, _Again) as error:
@@ -664,13 +713,10 @@ class _Session:
         return self._history.replay(welcome["replay_times_s"], held_s), self._history.unanswered(held_s)
 
     def _resume(self) -> dict[str, Any] | None:
-        history, rows = self._history, self._rows[-_MAX_RESUME_POINTS:]
+        history = self._history
         if history.last_time_s is None:
             return None  # nothing to go on from: what was sent is sent again
-        curve: dict[str, list] = {"time_s": [row.time_s for row in rows]}
-        curve["frame_index"] = [row.frame_index for row in rows]
-        for head in self._welcome["heads"]:
-            curve[f"progress_{head}"] = [row.progress[head] for row in rows]
+        curve = self._scored.newest(self._welcome["heads"])
         return {"first_time_s": history.first_time_s, "last_time_s": history.last_time_s, "curve": curve}
 
     async def _send(self, socket: ClientConnection, replay: list[SentFrame], unanswered: list[SentFrame]) -> None:
@@ -708,16 +754,11 @@ class _Session:
         self._news.pulse()
 
     def _take_score(self, message: dict[str, Any]) -> None:
-        frame = self._history.scored(message["time_s"])
-        if self._rows and message["time_s"] <= self._rows[-1].time_s:
-            return  # known: the server says again what may have been lost
+        frame = self._history.scored(message["time_s"], message["frame_index"] / self._hello["fps"])
         round_trip_s = None if frame is None else time.monotonic() - frame.added_s
         score = parse_score(message, self._welcome["heads"], self._welcome["stages"], round_trip_s)
-        progress = {head: each.progress for head, each in score.heads.items()}
-        highest = max([*self._best[-1:], -math.inf if score.progress is None else score.progress])
-        with self._lock:
-            self._rows.append(_Row(score.time_s, score.frame_index, progress))
-            self._best.append(highest)
+        if not self._scored.add(score):
+            return
         self.latest = score
         self._feed.put_nowait(score)
         if self._feed.qsize() > _MAX_FEED:
@@ -732,24 +773,21 @@ class _Session:
             self._refuse(error)
             if self._strict:
                 raise error
-        elif code in _PASSING and self._welcome:
+        elif code == "draining" or (code in _PASSING and self._welcome):
             raise _Again(message["message"])
         else:
             raise error
 
     def _curve_of(self, reply: dict[str, Any] | None) -> Curve:
         """All that was scored, each frame once: as the server has it, and what it has no more."""
-        with self._lock:
-            rows = {row.time_s: row for row in self._rows}
-        if reply is not None:
-            rows |= {row.time_s: row for row in _rows_of(reply, self._welcome["heads"])}
+        heads = self._welcome.get("heads", [])
+        rows = self._scored.merged([] if reply is None else _rows_of(reply, heads))
         counts = dict.fromkeys(_COUNTS, 0)
         if last := reply or (vars(self.latest) if self.latest else None):
             counts = {name: last[name] for name in _COUNTS}
         counts |= {"num_added": self.num_added, "num_unsent": self.num_unsent}
         counts |= {"num_refused": self.num_refused, "num_reconnects": self.num_reconnects}
-        heads = self._welcome.get("heads", [])
-        return _make_curve([rows[time_s] for time_s in sorted(rows)], heads, counts, reply is not None)
+        return _make_curve(rows, heads, counts, reply is not None)
 
 
 class AsyncLiveScorer(_Session):
@@ -803,7 +841,7 @@ class LiveScorer(_Session):
         session: a name for the rollout, 1 to 64 of `A-Z a-z 0-9 . _ ~ -`, unique; drawn unless told.
         token: what the server's --token-file holds.
         score_hz: score at most this often.
-        max_pending: frames that wait to be sent; when one more comes the oldest is dropped.
+        max_pending: frames that wait to be sent, as while the server is gone; when one more comes the oldest is dropped.
         connect_timeout_s: for the first connection.
         give_up_s: without a connection for so long, give up; unless told, try for ever.
         strict: raise what is wrong with a frame instead of entering it in `errors`.
