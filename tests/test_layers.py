@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ PACKAGE = ROOT / "sarm_ray"
 # room -> rooms of ours it may import, besides itself. `config` imports nothing of ours but errors.
 ALLOWED = {
     "errors": set(),
+    "client": set(),
     "config": {"errors"},
     "console": {"errors"},
     "core": set(),
@@ -36,6 +38,7 @@ ONLY_IN = {
     "transformers": {"model", "bench"},
     "torch": {"model", "pipelines", "bench", "data", "sample_weighting"},
     "matplotlib": {"report"},
+    "websockets": {"client"},
 }
 PURE = {"numpy"}
 
@@ -81,6 +84,18 @@ def test_data_imports_torch_only_where_a_frame_is_resized():
     users = [path.name for path in modules() if room_of(path) == "data" and "torch" in imports_of(path)]
     assert users == ["resizing.py"]
     assert "torch" not in imports_of(PACKAGE / "data/resizing.py", top_level_only=True)
+
+
+def test_the_client_can_be_copied_to_a_robot(tmp_path):
+    client = PACKAGE / "client.py"
+    tops = {name.partition(".")[0] for name in imports_of(client)}
+    assert tops <= sys.stdlib_module_names | {"numpy", "websockets"}
+    shutil.copy(client, tmp_path / "live.py")
+    heavy = ("ray", "torch", "pandas", "pyarrow", "sarm_ray")
+    for folder, name, allowed in ((tmp_path, "live", set()), (ROOT, "sarm_ray.client", {"sarm_ray"})):
+        code = f"import sys, {name}; print(*[m for m in {heavy!r} if m in sys.modules])"
+        result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+        assert set(result.stdout.split()) == allowed
 
 
 def test_no_module_is_a_junk_drawer():
