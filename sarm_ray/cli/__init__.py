@@ -19,6 +19,7 @@ from sarm_ray.cli.inspect import inspect
 from sarm_ray.cli.options import EPILOG
 from sarm_ray.cli.report import report
 from sarm_ray.cli.score import score
+from sarm_ray.cli.serve import serve
 from sarm_ray.cli.train import train
 from sarm_ray.cli.visualize import visualize
 from sarm_ray.cli.weights import weights
@@ -52,5 +53,5 @@ def main() -> None:
     """SARM, the stage-aware reward model for robot video, on a Ray cluster."""
 
 
-for command in (demo, inspect, annotate, train, score, evaluate, weights, visualize, report, bench):
+for command in (demo, inspect, annotate, train, score, evaluate, weights, visualize, report, serve, bench):
     main.add_command(command)

@@ -85,11 +85,13 @@ class Resume:
 
     Args:
         first_time_s, last_time_s: of its first frame and of its newest scored one.
+        started_s: when it began, unix seconds, as the first welcome said; with its name it is the rollout's identity.
         columns: what was scored so far, by name; equally long lists.
     """
 
     first_time_s: float
     last_time_s: float
+    started_s: float | None = None
     columns: dict[str, list[float | None]] = field(default_factory=dict)
 
 
@@ -320,7 +322,8 @@ def _read_resume(value: Any, heads: tuple[str, ...]) -> Resume:
         for number in column:
             if not (whole and number is None):
                 _number(number, f"resume.curve.{name}", -math.inf, math.inf)
-    return Resume(first, last, columns)
+    started = value.get("started_s")
+    return Resume(first, last, None if started is None else _number(started, "resume.started_s", 0, 2.0**32), columns)
 
 
 def _number(value: Any, name: str, least: float, most: float) -> float:

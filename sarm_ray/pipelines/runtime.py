@@ -84,7 +84,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     and its token file is readable by the user alone (Ray itself would leave it open to the group).
     """
     if ray.is_initialized():
-        yield _survey()
+        yield survey()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _share_heaps()
@@ -99,7 +99,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
             _start_local()
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
-            yield _survey()
+            yield survey()
         finally:
             ray.shutdown()
 
@@ -289,7 +289,7 @@ def _private_token() -> Iterator[None]:
         (folder / "auth_token").chmod(0o600)
 
 
-def _survey() -> Cluster:
+def survey() -> Cluster:
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     if num_gpus or len(ray.nodes()) > 1:

@@ -1,0 +1,43 @@
+"""Single encoded images, as robots send them, to small RGB images."""
+
+import io
+
+import numpy as np
+from PIL import Image as Picture
+from PIL import UnidentifiedImageError
+
+from sarm_ray.core.live_protocol import Image, LiveLimits, Refusal, check_pixels
+from sarm_ray.data.resizing import resize_and_crop
+
+
+def decode_image(image: Image, size: int, limits: LiveLimits) -> np.ndarray:
+    """One image, as the encoder takes it: (size, size, 3) uint8, resized and cropped as every frame of a dataset is.
+
+    Raises:
+        Refusal: no image of its format, a broken one, or one with too many pixels (looked up before it is decoded).
+    """
+    return resize_and_crop(_pixels(image, limits), size)
+
+
+def _pixels(image: Image, limits: LiveLimits) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    if image.kind == "raw":
+        return np.frombuffer(image.data, dtype=np.uint8).reshape(image.height, image.width, 3)
+    try:
+        with Picture.open(io.BytesIO(image.data), formats=[image.kind]) as picture:
+            check_pixels(picture.height, picture.width, limits)
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
+        if isinstance(error, Refusal):
+            raise
+        reason = (
+            "cannot be identified" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        )
+        raise Refusal("bad_image", f"not a readable {image.kind.upper()} image ({reason})") from None
+
+
+def jpeg(image: np.ndarray, quality: int = 70) -> bytes:
+    """(H, W, 3) uint8 as a JPEG."""
+    stream = io.BytesIO()
+    Picture.fromarray(image).save(stream, "jpeg", quality=quality)
+    return stream.getvalue()

@@ -1,0 +1,119 @@
+"""`sarm-ray serve`: live progress of robot rollouts, until it is told to stop."""
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from ray import serve as ray_serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from sarm_ray.config.serve import ServeConfig
+from sarm_ray.console import say, tell
+from sarm_ray.errors import ConfigError, name_list
+from sarm_ray.pipelines.runtime import Cluster, connect
+from sarm_ray.pipelines.serving.application import build_application
+from sarm_ray.pipelines.serving.plan import LiveModel, plan_serving
+
+APPLICATION = "sarm_ray"
+LOOK_AGAIN_S = 0.5
+
+
+def serve(config: ServeConfig, quiet: bool = False) -> None:
+    """Listen until SIGINT or SIGTERM, then send the running sessions away and end.
+
+    Raises:
+        SarmRayError: bad input, or the port is taken.
+    """
+    with connect(config.address) as cluster, _told_to_stop() as stop:  # Ray has a handler of its own, which just exits
+        model = plan_serving(config, cluster)
+        if not quiet:
+            tell(model.notices)
+            say(describe(model, config))
+        with serving(model, config, cluster) as drain:
+            if not quiet:
+                say(f"ready     http://{config.host}:{config.port}")
+            stop.wait()
+            stop.clear()
+            say("stopping: running sessions are told to reconnect; once more to stop at once")
+            drain(stop)
+
+
+@contextlib.contextmanager
+def serving(model: LiveModel, config: ServeConfig, cluster: Cluster) -> Iterator[Callable[[threading.Event], None]]:
+    """A live server on the Ray that this process is connected to, for as long as the block lasts.
+
+    Yields:
+        A function that sends all sessions away and waits until they are gone, for `drain_s` at most or until an event.
+    """
+    _check_port(config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray_serve.start(
+        proxy_location="HeadOnly" if config.address is None else "EveryNode",
+        http_options=HTTPOptions(host=config.host, port=config.port),
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+    )
+    try:
+        handle = ray_serve.run(build_application(model, config, cluster), name=APPLICATION, route_prefix="/")
+
+        def drain(hurry: threading.Event) -> None:
+            until = time.monotonic() + config.drain_s
+            while time.monotonic() < until and not hurry.is_set():
+                if handle.drain_server.remote().result(timeout_s=config.drain_s) == 0:
+                    return
+                hurry.wait(LOOK_AGAIN_S)
+
+        yield drain
+    finally:
+        ray_serve.shutdown()
+
+
+def describe(model: LiveModel, config: ServeConfig) -> str:
+    """What is about to be served."""
+    stages = "; ".join(f"{head}: {name_list(names)}" for head, names in model.stages.items())
+    least, most = config.replicas
+    window = model.checkpoint.window(model.checkpoint.config.frame_gap)
+    who = "whoever has the token" if config.token_file else "anybody" if config.insecure else "this machine alone"
+    lines = [
+        f"model     {model.checkpoint.name} ({stages}; {model.precision})",
+        f"encoder   {model.encoder.name} ({model.encoder_precision}) on {model.device}",
+        f"window    {window.kind}, {window.num_slots} frames {window.frame_gap} apart, cut at the newest frame",
+        f"scores    at most {config.score_hz:g} frames a second of each session",
+        f"replicas  {least if least == most else f'{least} to {most}'}, each for up to {config.max_sessions} sessions",
+        f"open to   {who}",
+    ]
+    if config.record:
+        lines.append(f"record    {config.record}")
+    return "\n".join(lines)
+
+
+def _check_port(config: ServeConfig) -> None:
+    """Serve itself would try for a minute."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.host}:{config.port} ({error.strerror}); choose --port"
+            ) from error
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set. Off the main thread, where Python has no signals, nobody sets it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,6 @@
+def board_page():
+    return b"<html></html>"
+
+
+async def watch(socket, changes, check):
+    await socket.close()
