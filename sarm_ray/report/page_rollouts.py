@@ -60,7 +60,7 @@ def open_rollouts(config: ReportConfig) -> Subject:
     name = folder.rsplit("/", 1)[-1]
     output = place_page(config, folder, LOG_PAGE, name)
     every = read_rollouts(folder, thumbnails=False)
-    head = config.head_mode or next(head for head in HEADS if head == HEADS[-1] or any(head in r.heads for r in every))
+    head = config.head_mode or _first_head(every)
     rollouts, notices = _choose_rollouts(every, head, config.dataset)
     dataset = rollouts_as_dataset(rollouts, folder, name)
     blocks = (_block(rollout, head, row, dataset) for row, rollout in enumerate(rollouts))
@@ -81,6 +81,11 @@ def open_rollouts(config: ReportConfig) -> Subject:
         details={"name": [rollout.session for rollout in rollouts], "facts": [_facts(rollout) for rollout in rollouts]},
         notices=(*notices, *lanes.notices),
     )
+
+
+def _first_head(rollouts: Sequence[Rollout]) -> str:
+    """The sparse head where any rollout has it."""
+    return next((head for head in HEADS if any(head in rollout.heads for rollout in rollouts)), HEADS[0])
 
 
 def _choose_rollouts(every: Sequence[Rollout], head: str, log: str) -> tuple[list[Rollout], list[str]]:
@@ -223,9 +228,11 @@ def film_thumbnails(
     Returns:
         The film, and the width.
     """
+    wanted = np.linspace(0.0, duration_s, STRIP_THUMBNAILS)
     pictures: dict[float, np.ndarray] = {}
     levels = []
-    for moment, content in thumbnails:
+    for place in np.unique(_nearest([moment for moment, _ in thumbnails], wanted)).tolist() if thumbnails else ():
+        moment, content = thumbnails[place]
         try:
             with Image.open(io.BytesIO(content)) as image:
                 whole = image.convert("RGB")
@@ -233,16 +240,19 @@ def film_thumbnails(
             continue
         width = width or max(round(STRIP_HEIGHT * min(whole.width / whole.height, WIDEST_PICTURE)), 1)
         pictures[moment] = np.asarray(ImageOps.fit(whole, (width, STRIP_HEIGHT)))
-        small = whole.convert("L").resize((max(round(BLOCKS_HIGH * width / STRIP_HEIGHT), 1), BLOCKS_HIGH), Image.BOX)
-        levels.append(np.asarray(small, dtype=np.float32))
+        size = (max(round(BLOCKS_HIGH * width / STRIP_HEIGHT), 1), BLOCKS_HIGH)
+        levels.append(np.asarray(whole.convert("L").resize(size, Image.Resampling.BOX), dtype=np.float32))
     if not pictures:
         return Film(None, None, 0, None, None), width
     dead = "black" if is_black(np.stack(levels)) else "frozen" if is_frozen(np.stack(levels)) else None
-    times = np.array(list(pictures))
-    wanted = np.linspace(0.0, duration_s, STRIP_THUMBNAILS)
-    nearest = np.abs(times[None] - wanted[:, None]).argmin(axis=1)
     shown = list(pictures.values())
-    return Film(np.concatenate([shown[place] for place in nearest], axis=1), None, 0, dead, None), width
+    strip = np.concatenate([shown[place] for place in _nearest(list(pictures), wanted)], axis=1)
+    return Film(strip, None, 0, dead, None), width
+
+
+def _nearest(times: Sequence[float], wanted: np.ndarray) -> np.ndarray:
+    """Of each wanted time the position of the nearest one."""
+    return np.abs(np.array(times)[None] - wanted[:, None]).argmin(axis=1)
 
 
 def _flags(rollout: Rollout, length: int) -> tuple[Flag, ...]:
