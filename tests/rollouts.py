@@ -8,6 +8,8 @@ from PIL import Image
 from sarm_ray.data.rollouts import HeadCurve, Rollout
 from tests.datasets import draw_frame
 
+START = 1_777_700_000.0
+HOSTILE = '<img src=x onerror="alert(1)">'
 STAGES = {"sparse": ("reach", "grasp", "lift"), "dense": ("near", "over", "down", "close", "up")}
 
 
@@ -55,3 +57,17 @@ def draw_jpeg(number: int, size: tuple[int, int] = (96, 128)) -> bytes:
 def make_thumbnails(number: int, times: np.ndarray) -> tuple[tuple[float, bytes], ...]:
     """Pictures of the numbers `number`, `number` + 1, ... at these times."""
     return tuple((float(moment), draw_jpeg(number + place)) for place, moment in enumerate(times))
+
+
+def some_rollouts() -> list[Rollout]:
+    """A success, a failure that stands still and stops early, one with a hole, one without a score."""
+    still = np.concatenate([np.linspace(0, 0.4, 20), np.full(60, 0.4)])
+    hole = np.arange(50) * 3
+    hole[25:] += 120
+    fall = np.concatenate([np.linspace(0, 0.95, 60), np.linspace(0.6, 0.93, 20)])
+    return [
+        make_rollout("arm-1", START, progress=fall, outcome="success", thumbnails=make_thumbnails(100, np.arange(9))),
+        make_rollout("arm-2", START + 60, progress=still, outcome="failure", ended="lost", num_dropped=20),
+        make_rollout("arm-1", START + 90, progress=np.linspace(0, 0.9, 50), frame_index=hole),
+        make_rollout(HOSTILE[:40], START + 120, num_frames=0, ended="idle", task=HOSTILE),
+    ]

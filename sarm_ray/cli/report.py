@@ -25,7 +25,10 @@ from sarm_ray.cli.options import EPILOG
 @click.option("--quiet", is_flag=True, help="Print errors and the result alone.")
 @click.option("--config", "config_file", metavar="FILE", help="YAML file; flags override it.")
 def report(dataset: str | None, dataset_option: str | None, config_file: str | None, quiet: bool, **flags: Any) -> None:
-    """Write one page about DATASET's progress: curves, videos, what is odd, and what RA-BC makes of it."""
+    """Write one page about DATASET's progress: curves, videos, what is odd, and what RA-BC makes of it.
+
+    DATASET may be a folder that `serve --record` wrote: the page then shows its rollouts.
+    """
     from sarm_ray.config.loading import load_config
     from sarm_ray.config.report import ReportConfig
 

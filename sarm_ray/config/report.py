@@ -11,7 +11,7 @@ class ReportConfig:
     """What `sarm-ray report` does.
 
     Args:
-        dataset: local folder, fsspec URL or Hub id of a LeRobotDataset.
+        dataset: local folder, fsspec URL or Hub id of a LeRobotDataset; or a folder or URL that `serve --record` wrote.
         progress: its progress file; None is sarm_progress.parquet in the dataset's root, else in ./<name>/.
         output: the page; None is report.html beside the progress file, in ./<name>/ where that cannot be written to.
         labels: CSV of outcomes (episode_index, outcome); None takes the episode table's column `outcome`, if it has one.

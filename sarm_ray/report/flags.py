@@ -26,6 +26,8 @@ KINDS = {
     "black": ("black camera", "the camera shows nothing from beginning to end"),
     "unreadable": ("no video", "the video cannot be read, or not to its end"),
     "unscored": ("not scored", "frames without progress (NaN)"),
+    "cut": ("cut off", "the robot did not close the rollout: it fell silent, or did not come back"),
+    "overload": ("overload", "the server had too much to do, and passed over frames that were due"),
 }
 
 
@@ -37,7 +39,7 @@ class Flag:
         kind: a key of KINDS.
         start, stop: the frames concerned, half-open.
         amount: seconds of a stall, progress lost in a drop or at the end, the highest progress of an episode that never
-            finishes, the share of frames that are not scored; 0 for others.
+            finishes, the share of frames that are not scored or were passed over; 0 for others.
     """
 
     kind: str

@@ -1,13 +1,13 @@
 """`sarm-ray report`: a dataset and its progress in, one page out that opens anywhere, offline, on a phone.
 
-progress file -> curves, flags, RA-BC's sums        page_data, flags, page_weights
-annotation    -> stages and true progress           page_stages
-videos        -> strips, small videos, dead cameras page_film, page_media
-all of it     -> report.html (+ report.files/)      page_html
+progress file   -> curves, flags, RA-BC's sums        page_subject, page_data, flags, page_weights
+annotation      -> stages and true progress           page_stages
+videos          -> strips, small videos, dead cameras page_film, page_media
+log of rollouts -> the same, without videos           page_rollouts
+all of it       -> report.html (+ report.files/)      page_html
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,38 +18,14 @@ from sarm_ray.config.report import ReportConfig
 from sarm_ray.console import size, tell
 from sarm_ray.core.metrics import DONE
 from sarm_ray.data import storage
-from sarm_ray.data.annotation_io import Annotations, read_annotations
-from sarm_ray.data.json_files import read_json
-from sarm_ray.data.lerobot import Dataset, open_dataset
-from sarm_ray.data.outcomes import dataset_outcomes
-from sarm_ray.errors import ConfigError, DatasetError, OutputExistsError, name_list, nearest
+from sarm_ray.data.rollout_log import is_rollout_log
 from sarm_ray.report.flags import KINDS, Flag
-from sarm_ray.report.page_data import (
-    DELTA_SCALE,
-    NO_DELTA,
-    NO_VALUE,
-    PROGRESS_SCALE,
-    Curves,
-    read_curves,
-    read_metadata,
-)
+from sarm_ray.report.page_data import DELTA_SCALE, NO_DELTA, NO_VALUE, PROGRESS_SCALE, Curves
 from sarm_ray.report.page_html import assemble_page, number_or_none, packed
-from sarm_ray.report.page_media import (
-    Media,
-    choose_videos,
-    film_episodes,
-    filmed_object,
-    folder_beside,
-    media_object,
-    remove_others,
-)
-from sarm_ray.report.page_stages import NO_STAGE, Lanes, read_lanes
-from sarm_ray.report.page_weights import weights_object
-from sarm_ray.report.scored import Scores, open_scores
-from sarm_ray.report.weights import find_progress
-
-PAGE_FILE = "report.html"
-EVALUATION_FILE = "evaluation.json"
+from sarm_ray.report.page_media import Media, choose_videos, filmed_object, folder_beside, media_object, remove_others
+from sarm_ray.report.page_rollouts import open_rollouts
+from sarm_ray.report.page_stages import NO_STAGE, Lanes
+from sarm_ray.report.page_subject import Subject, open_scored_dataset
 
 
 @dataclass(frozen=True)
@@ -66,6 +42,7 @@ class PageReport:
         num_flagged: episodes with any flag.
         num_videos: episodes with a video.
         notices: what could not be shown.
+        noun: what an episode is called.
     """
 
     output: str
@@ -78,6 +55,7 @@ class PageReport:
     num_flagged: int
     num_videos: int
     notices: tuple[str, ...]
+    noun: str = "episode"
 
 
 def report(config: ReportConfig, quiet: bool = False) -> PageReport:
@@ -87,48 +65,38 @@ def report(config: ReportConfig, quiet: bool = False) -> PageReport:
         OutputExistsError: it is there already, and may not be replaced.
         SarmRayError: bad input; nothing was written.
     """
-    dataset = open_dataset(config.dataset, config.revision)
-    notices = list(dataset.notices)
-    progress = storage.absolute(config.progress or find_progress(config.dataset, config.revision)[0])
-    output = _place_page(config, dataset, progress)
-    scores = open_scores(progress, _read_annotations(dataset, notices))
-    head, about = _choose_head(scores, config.head_mode), read_metadata(progress)
-    camera = _choose_camera(dataset, config.image_key, scores.run)
-    evaluation = _read_evaluation(config.evaluation, progress, head)
-    outcomes = _read_outcomes(dataset, config.labels, notices)
-    curves = read_curves(progress, head, dataset, config.chunk_size)
-    lanes = read_lanes(dataset, curves, scores, head, outcomes)
-    folder = folder_beside(output)
-    media, curves = _film(dataset, camera, curves, config.max_videos, folder, notices, quiet)
-    notices += lanes.notices
+    subject = open_rollouts(config) if is_rollout_log(config.dataset) else open_scored_dataset(config)
+    notices, folder = list(subject.notices), folder_beside(subject.output)
+    media, curves = _film(subject, config.max_videos, folder, notices, quiet)
     data = {
-        "dataset": _dataset_object(dataset, curves, camera),
-        "progress": {"head": head, "model": about.get("reward_model_path"), "live": about.get("live") == "true"},
+        "noun": subject.noun,
+        "dataset": _dataset_object(subject),
+        "progress": subject.source,
         "done": DONE,
         "kinds": [[kind, *texts] for kind, texts in KINDS.items()],
-        "episodes": _episodes_object(dataset, curves, media, outcomes),
-        "curves": _curves_object(curves, lanes),
+        "episodes": _episodes_object(subject, curves, media),
+        "curves": _curves_object(curves, subject.lanes),
         "media": media_object(media),
-        "weights": weights_object(curves.distribution, config.chunk_size, progress, head),
-        "evaluation": evaluation,
+        "weights": subject.weights,
+        "evaluation": subject.evaluation,
         "notices": notices,
     }
-    page = assemble_page(f"{dataset.name}: progress", data, media.embedded)
-    storage.write_file(output, page)
+    page = assemble_page(f"{subject.dataset.name}: progress", data, media.embedded)
+    storage.write_file(subject.output, page)
     remove_others(folder, media.files)
     if not quiet:
         tell(notices)
-    return _page_report(output, page, media, dataset, curves, tuple(notices))
+    return _page_report(subject, page, media, curves, tuple(notices))
 
 
 def describe_page(report: PageReport) -> str:
     """What was written, for people; the last line says where."""
     mean = f", mean final progress {report.mean_final:.2f}" if np.isfinite(report.mean_final) else ""
-    lines = [f"{_many(report.num_episodes, 'episode')}, {_many(report.num_frames, 'frame')}{mean}"]
+    lines = [f"{_many(report.num_episodes, report.noun)}, {_many(report.num_frames, 'frame')}{mean}"]
     kinds = [f"{number:,} {KINDS[kind][0]}" for kind, number in report.flagged.items()]
     verb = "is" if report.num_flagged == 1 else "are"
-    flagged = f"{_many(report.num_flagged, 'episode')} {verb} flagged: {', '.join(kinds)}"
-    lines.append(flagged if kinds else "no episode is flagged")
+    flagged = f"{_many(report.num_flagged, report.noun)} {verb} flagged: {', '.join(kinds)}"
+    lines.append(flagged if kinds else f"no {report.noun} is flagged")
     beside = f"; the page needs {Path(folder_beside(report.output)).name} beside it" if report.files else ""
     lines.append(f"{report.output} ({size(report.num_bytes)}, {_many(report.num_videos, 'video')}{beside})")
     return "\n".join(lines)
@@ -138,135 +106,50 @@ def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _read_annotations(dataset: Dataset, notices: list[str]) -> dict[str, Annotations]:
-    try:
-        return read_annotations(dataset)
-    except DatasetError as error:  # `inspect` says what is wrong with them; curves need none
-        notices.append(f"annotations are not shown ({error})")
-        return {}
-
-
-def _choose_head(scores: Scores, wanted: str | None) -> str:
-    if wanted is not None and wanted not in scores.heads:
-        raise DatasetError(f"{scores.location}: no column 'progress_{wanted}'; it has the {scores.heads[0]} head alone")
-    return wanted or scores.heads[0]
-
-
-def _choose_camera(dataset: Dataset, wanted: str | None, run: Mapping[str, Any]) -> str | None:
-    """The camera to show: the one asked for, that was scored, or the first one; None where the dataset has none."""
-    if wanted is not None and wanted not in dataset.cameras:
-        close = nearest(wanted, dataset.cameras)
-        raise ConfigError(f"{dataset.name} has no camera {wanted!r}; it has {name_list(dataset.cameras)}{close}")
-    cameras = [camera for camera in dataset.cameras if not dataset.is_video(camera) or camera in dataset.videos]
-    scored = np.ravel(run.get("image_key") or ()).tolist()
-    return wanted or next((camera for camera in [*scored, *cameras] if camera in cameras), None)
-
-
-def _place_page(config: ReportConfig, dataset: Dataset, progress: str) -> str:
-    """Where the page goes; never inside a Hub cache."""
-    folder = storage.parent(progress)
-    own = config.progress is not None or dataset.repo_id is None  # a Hub dataset's lies in its cache
-    if config.output is not None:
-        output = storage.absolute(config.output)
-        if storage.is_folder(output):
-            raise ConfigError(f"{output} is a folder; give --output a file, such as {output}/{PAGE_FILE}")
-    elif own and storage.is_local(folder) and storage.is_writable_folder(folder):
-        output = storage.join(folder, PAGE_FILE)
-    else:
-        output = str(Path.cwd() / dataset.name.rsplit("/", 1)[-1] / PAGE_FILE)
-    if not config.overwrite and storage.exists(output):
-        raise OutputExistsError(f"{output} exists; replace it with --overwrite, or choose another --output")
-    return output
-
-
-def _read_outcomes(dataset: Dataset, labels: str | None, notices: list[str]) -> np.ndarray:
-    """Grades by row; of a column that nobody asked for and that cannot be read, a notice."""
-    try:
-        return dataset_outcomes(dataset, labels)
-    except DatasetError as error:
-        if labels is not None:
-            raise
-        notices.append(f"outcomes are not shown ({error})")
-        return np.full(len(dataset.length), np.nan)
-
-
-def _read_evaluation(given: str | None, progress: str, head: str) -> dict[str, Any] | None:
-    """What `evaluate` found: `figures` (label, value, low, high, and the head) and `diagnosis` (texts, by head)."""
-    location = storage.absolute(given) if given else storage.join(storage.parent(progress), EVALUATION_FILE)
-    if not storage.exists(location):
-        if given is None:
-            return None
-        raise DatasetError(f"{given}: no such file; make it with sarm-ray evaluate, or leave --evaluation out")
-    value = read_json(storage.parent(location), location.rsplit("/", 1)[-1])
-    figures, diagnosis = value.get("figures"), value.get("diagnosis") or []
-    if not isinstance(figures, list) or not all(isinstance(figure, dict) for figure in figures):
-        raise DatasetError(f"{location}: 'figures' must be a list of objects with label, value, low and high")
-    own = [
-        figure for figure in figures if figure.get("head", head) == head and _number(figure.get("value")) is not None
-    ]
-    texts = diagnosis.get(head, []) if isinstance(diagnosis, dict) else diagnosis
-    shown = [
-        {"label": str(figure.get("label") or figure.get("name"))}
-        | {key: _number(figure.get(key)) for key in ("value", "low", "high")}
-        for figure in own
-    ]
-    return {"figures": shown, "diagnosis": [str(text) for text in texts]} if shown or texts else None
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None."""
-    return number_or_none(value, 6) if isinstance(value, int | float) else None
-
-
-def _film(
-    dataset: Dataset,
-    camera: str | None,
-    curves: Curves,
-    max_videos: int,
-    folder: str,
-    notices: list[str],
-    quiet: bool,
-) -> tuple[Media, Curves]:
-    """Pictures of all episodes, and the curves with the flags that pictures give."""
-    if camera is None:
-        notices.append(f"{dataset.name} has no camera; there are curves alone")
-    flagged = np.array([bool(flags) for flags in curves.flags])
+def _film(subject: Subject, max_videos: int, folder: str, notices: list[str], quiet: bool) -> tuple[Media, Curves]:
+    """Pictures of all episodes, and the curves with all flags: their own, the subject's, and those that pictures give."""
+    curves = subject.curves
+    known = [(*curve, *others) for curve, others in zip(curves.flags, subject.flags, strict=True)]
+    flagged = np.array([bool(flags) for flags in known])
     with_video = choose_videos(curves.final, flagged, max_videos)
-    order = np.argsort(curves.final, kind="stable")
-    media = film_episodes(dataset, camera, curves.rows, order, with_video, folder, notices, quiet)
+    media = subject.film(np.argsort(curves.final, kind="stable"), with_video, folder, notices, quiet)
     flags = []
-    for number, own in enumerate(curves.flags):
+    for number, own in enumerate(known):
         kinds = [media.dead[number], "unreadable" if media.problem[number] else None]
-        whole = [Flag(kind, 0, int(dataset.length[curves.rows[number]])) for kind in kinds if kind]
+        whole = [Flag(kind, 0, int(subject.dataset.length[curves.rows[number]])) for kind in kinds if kind]
         flags.append((*own, *whole))
     return media, replace(curves, flags=tuple(flags))
 
 
-def _dataset_object(dataset: Dataset, curves: Curves, camera: str | None) -> dict[str, Any]:
+def _dataset_object(subject: Subject) -> dict[str, Any]:
+    dataset = subject.dataset
     return {
         "name": dataset.name,
-        "version": dataset.version,
         "fps": dataset.fps,
-        "camera": camera,
+        "camera": subject.camera,
         "num_episodes": len(dataset.length),
-        "num_frames": int(dataset.length[curves.rows].sum()),
-    }
+        "num_frames": int(dataset.length[subject.curves.rows].sum()),
+    } | subject.about
 
 
-def _episodes_object(dataset: Dataset, curves: Curves, media: Media, outcomes: np.ndarray) -> dict[str, Any]:
+def _episodes_object(subject: Subject, curves: Curves, media: Media) -> dict[str, Any]:
     """One list per property, an entry per episode."""
     kinds = {kind: number for number, kind in enumerate(KINDS)}
-    return filmed_object(dataset, curves.rows, media) | {
-        "final": [number_or_none(value) for value in curves.final],
-        "highest": [number_or_none(value) for value in curves.highest],
-        "drawdown": [number_or_none(value) for value in curves.drawdown],
-        "outcome": [number_or_none(value) for value in outcomes[curves.rows]],
-        "flags": [
-            [[kinds[flag.kind], flag.start, flag.stop, round(flag.amount, 3)] for flag in flags]
-            for flags in curves.flags
-        ],
-        "points": curves.num_points.tolist(),
-    }
+    return (
+        subject.details
+        | filmed_object(subject.dataset, curves.rows, media)
+        | {
+            "final": [number_or_none(value) for value in curves.final],
+            "highest": [number_or_none(value) for value in curves.highest],
+            "drawdown": [number_or_none(value) for value in curves.drawdown],
+            "outcome": [number_or_none(value) for value in subject.outcomes[curves.rows]],
+            "flags": [
+                [[kinds[flag.kind], flag.start, flag.stop, round(flag.amount, 3)] for flag in flags]
+                for flags in curves.flags
+            ],
+            "points": curves.num_points.tolist(),
+        }
+    )
 
 
 def _curves_object(curves: Curves, lanes: Lanes) -> dict[str, Any]:
@@ -285,20 +168,19 @@ def _curves_object(curves: Curves, lanes: Lanes) -> dict[str, Any]:
     }
 
 
-def _page_report(
-    output: str, page: bytes, media: Media, dataset: Dataset, curves: Curves, notices: tuple[str, ...]
-) -> PageReport:
+def _page_report(subject: Subject, page: bytes, media: Media, curves: Curves, notices: tuple[str, ...]) -> PageReport:
     found = Counter(kind for flags in curves.flags for kind in {flag.kind for flag in flags})
     known = curves.final[np.isfinite(curves.final)]
     return PageReport(
-        output=output,
+        output=subject.output,
         num_bytes=len(page),
         files=media.files,
         num_episodes=len(curves.rows),
-        num_frames=int(dataset.length[curves.rows].sum()),
+        num_frames=int(subject.dataset.length[curves.rows].sum()),
         mean_final=float(known.mean()) if len(known) else float("nan"),
         flagged={kind: found[kind] for kind in KINDS if found[kind]},
         num_flagged=sum(bool(flags) for flags in curves.flags),
         num_videos=sum(video is not None for video in media.video),
         notices=notices,
+        noun=subject.noun,
     )

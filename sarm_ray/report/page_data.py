@@ -5,6 +5,7 @@ kept where rounding would lose it; NO_DELTA where there is none). Which frames o
 length and their number, see `point_frames`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,10 +95,15 @@ def read_curves(location: str, head: str, dataset: Dataset, chunk_size: int) -> 
     Raises:
         DatasetError: a file that cannot be read, has no rows, or whose episodes are not the dataset's.
     """
+    return gather_curves(read_progress_blocks(location, head), location, dataset, chunk_size)
+
+
+def gather_curves(blocks: Iterable[ProgressBlock], location: str, dataset: Dataset, chunk_size: int) -> Curves:
+    """The same of blocks, wherever they come from; `location` is for messages."""
     distribution, gathered = DeltaDistribution(), _Gathered()
     row_of = {number: row for row, number in enumerate(dataset.episode_index.tolist())}
     max_points = max(MAX_POINTS // len(dataset.length), FEWEST_POINTS)
-    for block in read_progress_blocks(location, head):
+    for block in blocks:
         deltas = progress_deltas(block.progress, block.lengths, chunk_size)
         distribution.add(deltas)
         _gather(gathered, block, deltas, location, dataset, row_of, max_points)

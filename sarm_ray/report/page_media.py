@@ -8,7 +8,7 @@ import base64
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,7 @@ class Media:
         dead, problem: per episode, see `Film`.
         embedded: number in the order -> the video in base64.
         files: names beside the page.
+        strip_frames: pictures in a strip.
     """
 
     sprites: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Media:
     problem: tuple[str | None, ...] = ()
     embedded: dict[int, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    strip_frames: int = STRIP_FRAMES
 
 
 def choose_videos(final: np.ndarray, flagged: np.ndarray, number: int) -> np.ndarray:
@@ -135,7 +137,7 @@ def media_object(media: Media) -> dict[str, Any]:
     return {
         "sprites": media.sprites,
         "num_rows": media.num_rows,
-        "strip_frames": STRIP_FRAMES,
+        "strip_frames": media.strip_frames,
         "aspect": round(media.aspect, 4),
     }
 
@@ -155,16 +157,31 @@ def make_media(
         folder: for files beside the page.
         quiet: print nothing.
     """
-    films: list[Film | None] = [None] * len(rows)
-    store = _Store(folder, len(rows) <= MAX_EMBEDDED_EPISODES)
-    lengths = dataset.length[rows]
-    progress = Progress("film", int(np.where(with_video, lengths, STRIP_FRAMES).sum()), quiet)
-    for place, film in _films(dataset, camera, rows, order, with_video):
+    films = _films(dataset, camera, rows, order, with_video)
+    return keep_films(films, np.where(with_video, dataset.length[rows], STRIP_FRAMES), folder, quiet)
+
+
+def keep_films(
+    films: Iterable[tuple[int, Film]], work: np.ndarray, folder: str, quiet: bool, strip_frames: int = STRIP_FRAMES
+) -> Media:
+    """What the page shows of E episodes.
+
+    Args:
+        films: position and film, of each episode once at most.
+        work: (E,) int64, pictures to be looked at, for the line that shows how far it is.
+        folder: for files beside the page.
+        quiet: print nothing.
+        strip_frames: pictures in a strip.
+    """
+    kept = [Film(None, None, 0, None, None)] * len(work)
+    store = _Store(folder, len(work) <= MAX_EMBEDDED_EPISODES, strip_frames)
+    progress = Progress("film", int(work.sum()), quiet)
+    for place, film in films:
         store.add(place, film)
-        films[place] = Film(None, None, film.num_frames, film.dead, film.problem)  # figures stay, pixels go
-        progress.add(int(lengths[place]) if with_video[place] else STRIP_FRAMES)
+        kept[place] = Film(None, None, film.num_frames, film.dead, film.problem)  # figures stay, pixels go
+        progress.add(int(work[place]))
     progress.finish()
-    return store.media([film for film in films if film is not None])
+    return store.media(kept)
 
 
 def remove_others(folder: str, kept: Sequence[str]) -> None:
@@ -196,8 +213,8 @@ def _films(
 class _Store:
     """Takes films one after the other; keeps what they are made into, or writes it beside the page once it is too much."""
 
-    def __init__(self, folder: str, embed: bool):
-        self.folder, self.embed = folder, embed
+    def __init__(self, folder: str, embed: bool, strip_frames: int):
+        self.folder, self.embed, self.strip_frames = folder, embed, strip_frames
         self.num_bytes = 0
         self.kept: dict[str, bytes] = {}
         self.files: list[str] = []
@@ -213,7 +230,7 @@ class _Store:
             self.video[place] = self._put("video", place, "mp4", film.video)
         if film.strip is not None:
             if not self.sprites and not self.waiting:
-                self.aspect = film.strip.shape[1] / STRIP_FRAMES / film.strip.shape[0]
+                self.aspect = film.strip.shape[1] / self.strip_frames / film.strip.shape[0]
             if self.waiting and film.strip.shape != self.waiting[0][1].shape:
                 self._close_sprite()
             self.waiting.append((place, film.strip))
@@ -242,6 +259,7 @@ class _Store:
             problem=tuple(film.problem for film in films),
             embedded=embedded,
             files=tuple(self.files),
+            strip_frames=self.strip_frames,
         )
 
     def _close_sprite(self) -> None:

@@ -29,6 +29,7 @@ from sarm_ray.core.rabc import (
 from sarm_ray.data import hub, storage
 from sarm_ray.data.outcomes import read_outcomes
 from sarm_ray.data.progress_io import PROGRESS_FILE, read_progress_blocks, write_progress
+from sarm_ray.data.rollout_log import is_rollout_log
 from sarm_ray.errors import ConfigError, DatasetError, OutputExistsError
 from sarm_ray.report.advice import (
     decimals,
@@ -175,6 +176,11 @@ def find_progress(name: str, revision: str | None = None) -> list[str]:
         DatasetError: there is none.
         ConfigError: `revision` and the name's differ.
     """
+    if is_rollout_log(name):
+        raise DatasetError(
+            f"{name} is a log of live rollouts: its frames are in no dataset that a policy could be trained on. Record them "
+            "as a LeRobotDataset too, and `sarm-ray score` that; `sarm-ray report` shows the rollouts"
+        )
     if name.endswith(".parquet") or Path(name).expanduser().is_file():
         location = storage.absolute(name)
         if not storage.exists(location) or storage.is_folder(location):

@@ -25,6 +25,7 @@ const EPISODES = FILMED.map((filmed) => {
     highest: e.highest[i],
     drawdown: e.drawdown[i],
     outcome: outcomeOf(e.outcome[i]),
+    facts: e.facts ? e.facts[i] : [],
     flags: e.flags[i].map(([kind, start, stop, amount]) => ({ kind: KINDS[kind], start, stop, amount })),
     points: e.points[i],
     first: 0,
@@ -83,6 +84,7 @@ const known = (values) => values.filter((value) => value !== null);
 function flagText({ kind, amount }) {
   if (kind.key === "stall") return `stall ${amount.toFixed(1)} s`;
   if (kind.key === "drop" || kind.key === "lost") return `${kind.label} −${amount.toFixed(2)}`;
+  if (kind.key === "overload") return `${percent(amount)} dropped`;
   return kind.key === "unscored" ? `${percent(amount)} not scored` : kind.label;
 }
 function flagChips(e) {
@@ -135,13 +137,13 @@ function areaPath(size, x, y, floor) {
   return path;
 }
 
-// A card shows every other picture of the strip, or they would be too small on a phone.
+// A card shows four pictures of the strip, or they would be too small on a phone.
+const CARD_PLACES = [0, 1, 2, 3].map((n) => Math.round((n * (STRIP_FRAMES - 1)) / 3));
 function strip(e) {
   if (!e.strip) return el("div", { class: "strip empty" }, e.problem ? "video cannot be read" : "no pictures");
-  const places = Array.from({ length: Math.ceil(STRIP_FRAMES / 2) }, (_, n) => 2 * n);
   return el(
     "div",
-    { class: "strip", role: "img", "aria-label": `${places.length} pictures of episode ${e.number}` },
-    places.map((place) => picture(e, place)),
+    { class: "strip", role: "img", "aria-label": `${CARD_PLACES.length} pictures of ${e.name}` },
+    CARD_PLACES.map((place) => picture(e, place)),
   );
 }

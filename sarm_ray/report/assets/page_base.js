@@ -3,6 +3,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const FPS = DATA.dataset.fps;
+const NOUN = DATA.noun || "episode"; // what an episode is called
+const TITLE = NOUN[0].toUpperCase() + NOUN.slice(1);
 const $ = (id) => document.getElementById(id);
 
 // Elements. Texts are only ever set as text: they come from datasets.
@@ -54,6 +56,7 @@ const FILMED = DATA.episodes.number.map((number, i) => {
   return {
     i,
     number,
+    name: e.name ? e.name[i] : `${TITLE} ${number}`,
     length: e.length[i],
     task: e.tasks[e.task[i]],
     strip: e.strip[i],

@@ -1,4 +1,5 @@
-// The curve of an opened episode: progress, annotation, what is flagged, and lanes for weights and stages below it.
+// The curve of an opened episode: progress, annotation, what is flagged, and lanes for weights (where there are any) and
+// stages below it.
 
 const PLOT = { left: 34, right: 10, top: 16, lane: 15, gap: 7, axis: 22 };
 const STAGE_COLOURS = 8;
@@ -9,7 +10,8 @@ function drawChart() {
   const lanes = ["annotated", "predicted"].filter((name) => hasAny(LANES[name], e, C.no_stage));
   const plotHeight = width < 520 ? 190 : 290;
   const bottom = PLOT.top + plotHeight;
-  const height = bottom + (lanes.length + 1) * (PLOT.lane + PLOT.gap) + PLOT.axis;
+  const above = W ? 1 : 0; // lanes
+  const height = bottom + (lanes.length + above) * (PLOT.lane + PLOT.gap) + PLOT.axis;
   const inner = width - PLOT.left - PLOT.right;
   const last = Math.max(e.length - 1, 1);
   const x = (frame) => PLOT.left + (Math.min(frame, last) / last) * inner;
@@ -21,12 +23,12 @@ function drawChart() {
   viewer.marks = { e, x, y, width, cursor, dot: cursor.lastChild };
   const weights = svg("g", { class: "weight-runs" });
   viewer.weights = { node: weights, top: bottom + PLOT.gap, plot: svg("g", { class: "dropped" }), plotHeight };
-  const lane = (name, n) => stageLane(e, x, name, bottom + PLOT.gap + (n + 1) * (PLOT.lane + PLOT.gap));
+  const lane = (name, n) => stageLane(e, x, name, bottom + PLOT.gap + (n + above) * (PLOT.lane + PLOT.gap));
   fill(viewer.chart, svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" },
     hatch(), viewer.weights.plot, grid(x, y, width), flagMarks(e, x, bottom), curves(e, x, y, bottom),
-    svg("text", { class: "lane-name", x: PLOT.left - 4, y: bottom + PLOT.gap + 11 }, "w"), weights,
+    W && svg("text", { class: "lane-name", x: PLOT.left - 4, y: bottom + PLOT.gap + 11 }, "w"), weights,
     lanes.map(lane), timeAxis(e, x, height), cursor));
-  drawWeightRuns();
+  if (W) drawWeightRuns();
   moveCursor(e, viewer.transport.time);
 }
 
@@ -116,8 +118,8 @@ function chartLegend(e) {
   return [
     key("progress", "progress"),
     hasAny(TRUTH, e, C.no_value) && key("truth", "annotated"),
-    key("dropped", "weight 0"),
-    key("weight", "w: RA-BC weight"),
+    W && key("dropped", "weight 0"),
+    W && key("weight", "w: RA-BC weight"),
     hasAny(LANES.annotated, e, C.no_stage) && key("stage-a", "a: annotated stage"),
     hasAny(LANES.predicted, e, C.no_stage) && key("stage-p", "p: predicted stage"),
   ];

@@ -11,6 +11,7 @@ function openEpisode(e, time) {
   Object.assign(viewer, { episode: e, transport, shown: -1, chart: chartFrame(e) });
   const readout = el("p", { id: "readout", class: "readout" });
   const plot = div("plot", viewer.chart, transportBar(CONTROLS), readout, el("p", { class: "legend" }, chartLegend(e)));
+  if (e.facts.length) node.append(el("p", { class: "viewer-facts" }, e.facts.map((fact) => el("span", null, fact))));
   const events = e.flags.length > 0 && el("ul", { class: "events" }, e.flags.map(eventItem));
   fill(dialog, viewerHead(e), div("viewer-body", node, plot, events));
   if (!dialog.open) {
@@ -27,13 +28,13 @@ function openEpisode(e, time) {
 
 function viewerHead(e) {
   const place = list.shown.indexOf(e);
-  const title = el("h2", { id: "viewer-title" }, `Episode ${e.number}`, outcomeBadge(e));
+  const title = el("h2", { id: "viewer-title" }, e.name, outcomeBadge(e));
   return el("header", { class: "viewer-head" },
     el("div", null, title, el("p", { class: "task" }, e.task)),
     div("viewer-nav",
       span("faint", place >= 0 ? `${count(place + 1)} of ${count(list.shown.length)}` : ""),
-      button({ id: "previous", "aria-label": "Previous episode", title: "Left arrow", onclick: () => turn(-1) }, "‹"),
-      button({ id: "next", "aria-label": "Next episode", title: "Right arrow", onclick: () => turn(1) }, "›"),
+      button({ id: "previous", "aria-label": `Previous ${NOUN}`, title: "Left arrow", onclick: () => turn(-1) }, "‹"),
+      button({ id: "next", "aria-label": `Next ${NOUN}`, title: "Right arrow", onclick: () => turn(1) }, "›"),
       button({ id: "close", "aria-label": "Close", title: "Esc", onclick: closeEpisode }, "✕")));
 }
 
@@ -113,13 +114,12 @@ function moveCursor(e, time) {
   cursor.setAttribute("transform", `translate(${place.toFixed(2)} 0)`);
   dot.setAttribute("visibility", Number.isNaN(progress) ? "hidden" : "visible");
   dot.setAttribute("cy", Number.isNaN(progress) ? 0 : y(progress).toFixed(2));
-  const weight = weightOf(deltaAt(e.first + k), kappaNow());
   const said = [
     `${(frame / FPS).toFixed(2)} s`,
     `frame ${count(frame)}`,
     Number.isNaN(progress) ? "not scored" : `progress ${progress.toFixed(2)}`,
-    `weight ${weight.toFixed(2)}`,
   ];
+  if (W) said.push(`weight ${weightOf(deltaAt(e.first + k), kappaNow()).toFixed(2)}`);
   for (const [lane, stages] of Object.entries(LANES)) {
     if (stages && stages[e.first + k] !== C.no_stage) said.push(`${lane[0]}: ${C.stages[stages[e.first + k]]}`);
   }

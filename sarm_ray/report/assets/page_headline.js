@@ -9,11 +9,11 @@ function drawHeadline() {
   const { dataset, progress } = DATA;
   const some = EPISODES.length < dataset.num_episodes ? ` of ${count(dataset.num_episodes)}` : "";
   const facts = [
-    `${count(EPISODES.length)}${some} episodes`,
+    `${count(EPISODES.length)}${some} ${NOUN}${EPISODES.length === 1 && !some ? "" : "s"}`,
     `${count(dataset.num_frames)} frames`,
     seconds(dataset.num_frames / FPS),
     `${+FPS.toFixed(2)} fps`,
-    `LeRobot ${dataset.version}`,
+    dataset.version ? `LeRobot ${dataset.version}` : dataset.when,
   ];
   const source = [
     el("span", null, `${progress.head} head${progress.live ? ", scored live" : ""}`),
@@ -38,7 +38,7 @@ function drawTiles() {
     { label: "median length", figure: seconds(median(lengths)), more: range },
     {
       label: "flagged", figure: count(flagged), share: flagged / EPISODES.length,
-      more: `of ${many(EPISODES.length, "episode")}`, tone: flagged ? "warn" : "good",
+      more: `of ${many(EPISODES.length, NOUN)}`, tone: flagged ? "warn" : "good",
     },
   ];
   if (finals.length) {
@@ -51,7 +51,7 @@ function drawTiles() {
   }
   for (const tone of ["success", "failure"]) {
     const own = known(EPISODES.filter((e) => e.outcome === tone).map((e) => e.final));
-    const more = many(own.length, "episode");
+    const more = many(own.length, NOUN);
     if (own.length) tiles.push({ label: `mean final, ${tone}`, figure: two(mean(own)), share: mean(own), more, tone });
   }
   fill($("tiles"), tiles.map(tile));
@@ -98,7 +98,7 @@ function drawFinals() {
   const tall = (n) => ({ height: `${(n / highest) * 100}%` });
   const part = (n, g) => n > 0 && el("i", { class: groups[g] || "plain", style: tall(n) });
   const bar = (own, bin) => {
-    const label = `final progress ${binText(bin)}: ${many(totals[bin], "episode")}`;
+    const label = `final progress ${binText(bin)}: ${many(totals[bin], NOUN)}`;
     const choose = () => {
       list.bin = list.bin === bin ? null : bin;
       refresh();
@@ -111,7 +111,7 @@ function drawFinals() {
   const open = EPISODES.filter((e) => e.final === null).length;
   fill($("final-bars"), bins.map(bar));
   fill($("final-legend"), OUTCOMES.length > 0 && groups.map(key));
-  const told = `${many(open, "episode")} without a scored end ${open === 1 ? "is" : "are"} not in it.`;
+  const told = `${many(open, NOUN)} without a scored end ${open === 1 ? "is" : "are"} not in it.`;
   $("final-note").textContent = open ? told : "";
 }
 
@@ -128,6 +128,6 @@ function drawLook() {
       span("look-name", kind.label), span("look-count", count(numbers[n])), span("look-about", kind.about),
       meter(numbers[n] / most)));
   };
-  const nothing = "Nothing odd was found: no stalls, no drops, every episode finishes, and every camera moves.";
+  const nothing = `Nothing odd was found: no stalls, no drops, every ${NOUN} finishes, and every camera moves.`;
   fill($("look"), numbers.some(Boolean) ? KINDS.map(item) : el("li", { class: "note" }, nothing));
 }

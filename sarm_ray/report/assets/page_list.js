@@ -7,7 +7,7 @@ const SORTS = {
   highest: { label: "Highest progress", of: (e) => e.highest, ways: ["lowest first", "highest first"] },
   drawdown: { label: "Drawdown", of: (e) => e.drawdown, down: true, ways: ["smallest first", "largest first"] },
   flags: { label: "Flags", of: (e) => kindsOf(e).size, down: true, ways: ["fewest first", "most first"] },
-  number: { label: "Episode", of: (e) => e.number, ways: ["first to last", "last to first"] },
+  number: { label: DATA.episodes.name ? "Start" : TITLE, of: (e) => e.number, ways: ["first to last", "last to first"] },
   length: { label: "Length", of: (e) => e.length, down: true, ways: ["shortest first", "longest first"] },
 };
 const list = {
@@ -51,7 +51,7 @@ function isWanted(e, words) {
   if (list.kinds.size && !flagged) return false;
   if (list.outcomes.size && !list.outcomes.has(e.outcome)) return false;
   if (list.bin !== null && binOf(e) !== list.bin) return false;
-  const task = e.task.toLowerCase();
+  const task = `${e.task} ${DATA.episodes.name ? e.name : ""}`.toLowerCase();
   const isLike = (word) => (e.outcome || "").startsWith(word) || e.flags.some((flag) => flag.kind.label.includes(word));
   return words.every((word) => task.includes(word) || (/^\d+$/.test(word) ? String(e.number) === word : isLike(word)));
 }
@@ -108,12 +108,12 @@ function card(e) {
   const final = e.final === null ? "end not scored" : two(e.final);
   const tone = e.final === null ? "open" : e.final > DATA.done ? "done" : "";
   const kinds = [...kindsOf(e)].map((kind) => kind.label);
-  const said = [`Episode ${e.number}`, `final progress ${final}`, seconds(e.length / FPS), ...kinds].join(", ");
+  const said = [e.name, `final progress ${final}`, seconds(e.length / FPS), ...kinds].join(", ");
   const foot = [el("span", null, seconds(e.length / FPS)), el("span", null, `highest ${two(e.highest)}`)];
   const body = div("card-body",
-    div("card-head", span("card-name", `Episode ${e.number}`), outcomeBadge(e), span(`card-final ${tone}`, final)),
+    div("card-head", span("card-name", e.name), outcomeBadge(e), span(`card-final ${tone}`, final)),
     sparkline(e),
-    div("card-foot", foot, e.video !== null && span("has-video", "video")),
+    div("card-foot", foot, e.video !== null && span("has-video", "video"), e.facts.length > 0 && span("card-when", e.facts[0])),
     DATA.episodes.tasks.length > 1 && el("p", { class: "card-task" }, e.task),
     e.flags.length > 0 && div("card-flags", flagChips(e)));
   const attributes = { class: "card", href: `#ep=${e.number}`, "data-episode": e.number, "aria-label": said };
@@ -125,8 +125,8 @@ function drawCards() {
   list.page = Math.min(list.page, pages - 1);
   const first = list.page * PER_PAGE;
   const own = list.shown.slice(first, first + PER_PAGE);
-  const nothing = ["No episode is like that. ", button({ onclick: clearFilters }, "Clear filters")];
-  const every = many(EPISODES.length, "episode");
+  const nothing = [`No ${NOUN} is like that. `, button({ onclick: clearFilters }, "Clear filters")];
+  const every = many(EPISODES.length, NOUN);
   const all = list.shown.length === EPISODES.length ? every : `${count(list.shown.length)} of ${every}`;
   fill($("cards"), own.length ? own.map(card) : el("li", { class: "nothing" }, nothing));
   $("count").textContent = pages > 1 ? `${count(first + 1)}–${count(first + own.length)} of ${all}` : all;
@@ -177,6 +177,8 @@ function startList() {
   $("sort").addEventListener("change", ({ target }) => sortBy(target.value));
   $("direction").addEventListener("click", () => change({ down: !list.down }));
   $("search").addEventListener("input", ({ target }) => change({ query: target.value }));
+  if (DATA.episodes.name) $("search").placeholder = "session, task or flag";
+  $("episodes-title").textContent = `${TITLE}s`;
   drawHeadline();
   refresh();
 }

@@ -81,7 +81,8 @@ function scene(e, onclick) {
 function sceneOfPictures(e) {
   const missing = e.problem ? "video cannot be read" : "no pictures";
   const shown = e.strip ? picture(e, 0) : div("picture empty", missing);
-  const few = `Only some episodes of a large report have a video. The nearest of ${STRIP_FRAMES} pictures is shown.`;
+  const whose = NOUN === "episode" ? "Only some episodes of a large report have a video" : `A ${NOUN} has no video`;
+  const few = `${whose}. The nearest of ${STRIP_FRAMES} pictures is shown.`;
   const why = e.problem || (e.strip && few);
   const title = e.problem ? "The video cannot be read" : "Pictures only";
   const node = div("stage", shown, el("p", { class: "note" }, el("strong", null, title), why && `: ${why}`));
@@ -89,7 +90,7 @@ function sceneOfPictures(e) {
 }
 
 function sceneOfVideo(e, onclick) {
-  const label = `Video of episode ${e.number}`;
+  const label = `Video of ${e.name}`;
   const video = el("video", { playsinline: true, preload: "auto", tabindex: "-1", "aria-label": label, onclick });
   video.muted = true;
   const media = $(`media-${e.i}`);

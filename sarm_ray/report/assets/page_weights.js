@@ -23,7 +23,7 @@ function weightOf(delta, kappa) {
 }
 
 // Sums over the bins on both sides of an edge, for every edge.
-const SUMS = (() => {
+const SUMS = W && (() => {
   let [above, soft, zero, one] = [W.count.reduce((sum, n) => sum + n, 0), 0, 0, 0];
   return W.edges.map((_, edge) => {
     above -= W.count[edge];
@@ -104,11 +104,11 @@ function drawSegments() {
   const { found, number, lost, episodes } = findSegments(kappaNow());
   const longest = Math.max(...found.map((each) => each.lost), 1);
   const stretches = number === 1 ? "1 stretch" : `${count(number)} stretches`;
-  const told = `${stretches} in ${many(episodes, "episode")}, ${seconds(lost / FPS)} together; the heaviest first.`;
+  const told = `${stretches} in ${many(episodes, NOUN)}, ${seconds(lost / FPS)} together; the heaviest first.`;
   const row = ({ e, start, stop, lost: own }) => {
     const [from, to] = [start / FPS, stop / FPS];
     return el("li", null, el("a", { href: `#ep=${e.number}&t=${from.toFixed(2)}` },
-      span("segment-name", `Episode ${e.number}`),
+      span("segment-name", e.name),
       span("segment-time", `${from.toFixed(1)}–${to.toFixed(1)} s`),
       span("segment-length", seconds(to - from)),
       meter(own / longest)));
@@ -190,6 +190,7 @@ function drawModes() {
 }
 
 function startWeights() {
+  if (!W) return $("weights").remove();
   const setEdge = (edge) => {
     $("kappa").value = edge;
     drawWeights();
