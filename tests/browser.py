@@ -8,9 +8,9 @@ WIDTHS = {"desktop": (1440, 900), "phone": (390, 844)}
 class Tab:
     """A tab that remembers what it asked for and what went wrong."""
 
-    def __init__(self, browser, size=WIDTHS["desktop"], touch=False):
+    def __init__(self, browser, size=WIDTHS["desktop"], touch=False, offline=True):
         self.context = browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, offline=True, has_touch=touch, is_mobile=touch
+            viewport={"width": size[0], "height": size[1]}, offline=offline, has_touch=touch, is_mobile=touch
         )
         self.page = self.context.new_page()
         self.page.set_default_timeout(90_000)
@@ -21,8 +21,8 @@ class Tab:
         self.page.on("dialog", lambda dialog: self.complaints.append(f"alert: {dialog.message}"))
 
     def open(self, output: str, fragment: str = "", ready: str = ".card, .nothing"):
-        """Go to a page and wait for an element that is there once it has drawn itself."""
-        self.page.goto(f"file://{output}{fragment}")
+        """Go to a page, a file or a URL, and wait for an element that is there once it has drawn itself."""
+        self.page.goto(f"{output}{fragment}" if "://" in output else f"file://{output}{fragment}")
         self.page.wait_for_selector(ready)
         return self.page
 

@@ -10,10 +10,11 @@ Nothing grows without bound: sessions, points of each, one picture of each, name
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, TypedDict
 
 from sarm_ray.core.board_curve import Curve, Point
-from sarm_ray.core.live_marks import KEEP_S, Known, mark, motion
+from sarm_ray.core.live_marks import KEEP_S, RISE_S, Known, mark, motion
 
 MAX_SESSIONS = 1000
 ENDED_S = 600.0  # how long a rollout that is over stays
@@ -77,6 +78,7 @@ class _Card:
     Args:
         opened_s, wired, pushed_s: of the replica that has it: since when, whether with a socket, and when it spoke last.
         frame_s: when a new frame was seen last; unix seconds, like all `_s` here.
+        mark, mark_s: what it says, and since when it is so.
         recent: of the last KEEP_S.
         version, thumbnail_version: of the board, at the last change of anything, and of the picture.
         thumbnail: base64; "" where none came yet.
@@ -168,7 +170,7 @@ class Board:
 
     def _take(self, card: _Card, replica: str, update: Update, now_s: float) -> None:
         old, points = card.facts, update.get("points") or ()
-        facts = {key: update.get(key) for key in FACTS} | {"ended": bool(update.get("ended"))}
+        facts = {key: _finite(update.get(key)) for key in FACTS} | {"ended": bool(update.get("ended"))}
         newest, before = float(update.get("time_s") or 0.0), float(old.get("time_s") or 0.0)
         anew = newest < before or bool(old.get("ended") and not facts["ended"])
         if anew:
@@ -210,7 +212,8 @@ class Board:
     def _mark(self, card: _Card, now_s: float) -> None:
         now = mark(card.motion, now_s - card.frame_s, card.ended_s is not None)
         if now != card.mark:
-            card.mark, card.mark_s, card.version = now, now_s, self._version
+            begun_s = {"stalled": now_s - RISE_S, "silent": card.frame_s}.get(now, now_s)
+            card.mark, card.mark_s, card.version = now, begun_s, self._version
         if _is_connected(card, now_s) != card.connected:
             card.connected, card.version = not card.connected, self._version
 
@@ -232,6 +235,11 @@ class Board:
             self._floor = self._removed.pop(next(iter(self._removed)))
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no NaN, and one of them would take the page from every viewer."""
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def _opened_s(update: Update) -> float:
     return update.get("opened_s") or update.get("started_s") or 0.0
 
@@ -250,7 +258,7 @@ def _has_it(card: _Card, replica: str, update: Update, now_s: float) -> bool:
 
 
 def _look_back(card: _Card, points: Sequence[Point]) -> None:
-    known = [(time_s, progress) for time_s, progress, _ in points if progress is not None]
+    known = [(time_s, progress) for time_s, progress, _ in points if progress is not None and isfinite(progress)]
     if points and card.recent and points[0][0] <= card.recent[-1][0]:
         card.recent = [each for each in card.recent if each[0] < points[0][0]]
     card.recent += known

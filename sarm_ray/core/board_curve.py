@@ -6,7 +6,7 @@ lacks is always its end: points[since:], which it puts in the place of its own.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from math import floor
+from math import floor, isfinite
 
 MAX_POINTS = 600
 DIGITS = 4
@@ -45,8 +45,8 @@ class Curve:
         if keep == 0:
             self.gap_s = 0.0
         for time_s, progress, stage in points:
-            known = progress is not None
-            self._add(round(time_s, DIGITS), progress if progress is not None else 0.0, int(known), stage, version)
+            known = progress if progress is not None and isfinite(progress) else None
+            self._add(round(time_s, DIGITS), known or 0.0, int(known is not None), stage, version)
             if len(self) > self.max_points:
                 self._merge(version)
 

@@ -42,6 +42,7 @@ PAGE = Parts(
     body="annotation_page.html",
     styles=("page.css", "page_viewer.css", "annotation_page.css"),
     scripts=(
+        "page_elements.js",
         "page_base.js",
         "page_player.js",
         "annotation_edits.js",

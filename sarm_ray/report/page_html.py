@@ -19,24 +19,29 @@ FRAME = "page_frame.html"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a page is made of; all but `start` are names in assets/.
+    """What a page is made of; body, styles and scripts are names in assets/.
 
     Args:
         body: goes into FRAME.
         styles, scripts: in the order in which they stand in the page.
         start: the script's last lines.
+        package: has an assets/ of its own, in which names are looked for first.
+        connects: whether its scripts may talk to the server that it came from.
     """
 
     body: str
     styles: tuple[str, ...]
     scripts: tuple[str, ...]
     start: str
+    package: str = "sarm_ray.report"
+    connects: bool = False
 
 
 REPORT = Parts(
     body="page.html",
     styles=("page.css", "page_viewer.css"),
     scripts=(
+        "page_elements.js",
         "page_base.js",
         "page.js",
         "page_headline.js",
@@ -59,14 +64,14 @@ def assemble_page(title: str, data: Mapping[str, Any], embedded: Mapping[int, st
         embedded: number -> a file in base64, which becomes the element `media-<number>`.
         parts: which page.
     """
-    assets = files("sarm_ray.report").joinpath("assets")
     frame, body, style, script = (
-        "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in names)
+        "\n".join(_asset(parts.package, name) for name in names)
         for names in ((FRAME,), (parts.body,), parts.styles, parts.scripts)
     )
     media = (f'<script type="text/plain" id="media-{place}">{text}</script>' for place, text in embedded.items())
     contents = {
         "title": html.escape(title),
+        "connect": "; connect-src 'self'" if parts.connects else "",
         "style": style,
         "body": body.rstrip(),
         "data": safe_json(data),
@@ -79,6 +84,12 @@ def assemble_page(title: str, data: Mapping[str, Any], embedded: Mapping[int, st
         name, _, rest = piece.partition("}}")
         filled += [contents[name], rest]
     return "".join(filled).encode()
+
+
+def _asset(package: str, name: str) -> str:
+    own = files(package).joinpath("assets", name)
+    found = own if own.is_file() else files("sarm_ray.report").joinpath("assets", name)
+    return found.read_text(encoding="utf-8")
 
 
 def safe_json(value: Any) -> str:

@@ -165,7 +165,7 @@ def test_a_slot_without_a_frame_near_it_means_no_score(server, robots):
     robot.live_through(robots, 0, range(10))
     (reply,) = robot.live_through(robots, 0, [30])
     assert reply["sparse"] == {"progress": None, "stage": None, "confidence": None, "probabilities": None}
-    assert reply["missing"] == pytest.approx([-3 * GAP / FPS, -2 * GAP / FPS, -GAP / FPS])
+    assert reply["missing"] == pytest.approx([-2 * GAP / FPS, -GAP / FPS])
     assert robot.close()["columns"]["progress_sparse"][-1] is None
 
 

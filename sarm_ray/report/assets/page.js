@@ -1,4 +1,4 @@
-// What the parts of the report share: its episodes, their points, and paths of curves.
+// What the parts of the report share: its episodes and their points.
 
 // Arrays in base64, little endian, as all machines that run a browser are.
 function unpack(text, Kind) {
@@ -99,42 +99,6 @@ function flagChips(e) {
   return [...kinds].map(([kind, { worst, n }]) =>
     el("span", { class: `flag ${kind.key}`, title: kind.about }, n > 1 ? `${flagText(worst)} (${n})` : flagText(worst)),
   );
-}
-
-// The path of values over x; a gap where there is none, a dot where a value stands alone.
-function linePath(size, x, y) {
-  let path = "",
-    open = false;
-  for (let k = 0; k < size; k++) {
-    const value = y(k);
-    if (Number.isNaN(value)) {
-      open = false;
-      continue;
-    }
-    path += `${open ? "L" : "M"}${x(k).toFixed(2)} ${value.toFixed(2)}`;
-    if (!open && (k + 1 === size || Number.isNaN(y(k + 1)))) path += "h0.01";
-    open = true;
-  }
-  return path;
-}
-// The area between values and a floor.
-function areaPath(size, x, y, floor) {
-  let path = "",
-    start = -1;
-  for (let k = 0; k <= size; k++) {
-    const gap = k === size || Number.isNaN(y(k));
-    if (gap && start >= 0) path += `L${x(k - 1).toFixed(2)} ${floor}Z`;
-    if (gap) {
-      start = -1;
-      continue;
-    }
-    path +=
-      start < 0
-        ? `M${x(k).toFixed(2)} ${floor}L${x(k).toFixed(2)} ${y(k).toFixed(2)}`
-        : `L${x(k).toFixed(2)} ${y(k).toFixed(2)}`;
-    if (start < 0) start = k;
-  }
-  return path;
 }
 
 // A card shows four pictures of the strip, or they would be too small on a phone.
