@@ -804,6 +804,8 @@ class AsyncLiveScorer(_Session):
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
+        if self._close is not None:
+            return  # it was closed inside
         with contextlib.suppress(*([] if kind is None else [LiveScoringError])):
             await self.close(timeout_s=_CLOSE_S if kind is None else 1.0)
 
@@ -913,12 +915,15 @@ class LiveScorer(_Session):
         try:
             return self._call(self._finish(outcome, timeout_s)) if self._curve is None else self._curve
         finally:
-            self._stop()
+            if self._close is not None:
+                self._stop()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if self._close is not None:
+            return  # it was closed inside
         with contextlib.suppress(*([] if kind is None else [LiveScoringError])):
             self.close(timeout_s=_CLOSE_S if kind is None else 1.0)
 
