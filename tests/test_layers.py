@@ -82,8 +82,8 @@ def test_imports_go_one_way(path):
 
 def test_data_imports_torch_only_where_a_frame_is_resized():
     users = [path.name for path in modules() if room_of(path) == "data" and "torch" in imports_of(path)]
-    assert users == ["video.py"]
-    assert "torch" not in imports_of(PACKAGE / "data/video.py", top_level_only=True)
+    assert users == ["resizing.py"]
+    assert "torch" not in imports_of(PACKAGE / "data/resizing.py", top_level_only=True)
 
 
 def test_the_client_can_be_copied_to_a_robot(tmp_path):

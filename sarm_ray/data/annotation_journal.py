@@ -34,15 +34,6 @@ SCHEMA = pa.schema(
         ("attempts", pa.string()),
     ]
 )
-FAILED_SCHEMA = pa.schema(
-    [
-        ("episode_index", pa.int64()),
-        ("kind", pa.string()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int64()),
-    ]
-)
 
 Journal = dict[tuple[str, int], "Entry"]
 
@@ -111,24 +102,6 @@ def close_journal(folder: str, journal: Journal) -> None:
 def by_hand(episode_index: int, kind: str, length: int, subtasks: FrameSubtasks) -> Entry:
     """What a person or another tool gave."""
     return Entry(episode_index, kind, BY_HAND, length, subtasks, False, None, [])
-
-
-def write_unanswered(location: str, failures: list[dict[str, Any]]) -> None:
-    """failed.parquet: a row per question without an answer that could be taken; no file where there is none."""
-    failures = sorted(failures, key=lambda failure: (failure["episode_index"], failure["kind"]))
-    if not failures:
-        storage.remove_file(location)
-        return
-    table = pa.Table.from_pylist(failures, schema=FAILED_SCHEMA)
-    storage.write_atomically(location, lambda stream: pq.write_table(table, stream))
-
-
-def read_unanswered(location: str) -> list[dict[str, Any]]:
-    """What an earlier run left there."""
-    if not storage.exists(location):
-        return []
-    with storage.open_input(location) as stream:
-        return pq.read_table(stream, schema=FAILED_SCHEMA).to_pylist()
 
 
 def _place(folder: str, kind: str, episode_index: int) -> str:

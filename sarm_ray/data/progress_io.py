@@ -27,17 +27,6 @@ ROWS_PER_GROUP = 2**20
 PROGRESS_FILE = "sarm_progress.parquet"  # LeRobot's name for it
 PARTS_PREFIX = "parts-"
 PART_KEYS = ["episode_index", "start", "num_holes"]
-FAILED_SCHEMA = pa.schema(
-    [
-        ("episode_index", pa.int64()),
-        ("camera", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("attempts", pa.int64()),
-    ]
-)
 
 
 def part_schema(heads: tuple[str, ...]) -> pa.Schema:
@@ -284,15 +273,6 @@ def write_probabilities(location: str, heads: tuple[str, ...], tables: Callable[
 
 def write_json(location: str, value: dict) -> None:
     storage.write_file(location, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def write_failed(location: str, failures: list[dict]) -> None:
-    """failed.parquet: one row per chunk that could not be read or scored; no file where there is none."""
-    if not failures:
-        storage.remove_file(location)
-        return
-    table = pa.Table.from_pylist(failures, schema=FAILED_SCHEMA)
-    storage.write_atomically(location, lambda stream: pq.write_table(table, stream))
 
 
 def _episode_rows(scored: pa.Table, heads: tuple[str, ...], episode: int, length: int, from_index: int) -> pa.Table:

@@ -19,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from sarm_ray.data import node_cache
+from sarm_ray.data.resizing import fit, fitted_shape
 from sarm_ray.data.rows import read_episode_table
 from sarm_ray.errors import DatasetError, VideoError
 
@@ -82,37 +83,6 @@ def read_frames(
         yield VideoError(location, None, cause)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """By antialiased bicubic: (H, W, 3) uint8 -> (height, width, 3) uint8."""
-    import torch
-
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    pixels = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
-    return pixels[0].permute(1, 2, 0).numpy()
-
-
-def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shortest edge to `size` by antialiased bicubic, then the centre: (H, W, 3) uint8 -> (size, size, 3) uint8.
-
-    CLIP's preprocessing as LeRobot runs it, bit for bit (torchvision's uint8 path is this torch kernel).
-    """
-    height, width = image.shape[:2]
-    if (height, width) != (size, size):
-        scaled = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
-        image = resize(image, *scaled)
-    top, left = round((image.shape[0] - size) / 2), round((image.shape[1] - size) / 2)
-    return image[top : top + size, left : left + size]
-
-
-def _fit(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    return resize_and_crop(image, size) if isinstance(size, int) else resize(image, *size)
-
-
-def _shape(num_frames: int, size: int | tuple[int, int]) -> tuple[int, int, int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return num_frames, height, width, 3
-
-
 class _Assembly:
     """Chunks being filled from decoded frames, which come in presentation order."""
 
@@ -140,8 +110,8 @@ class _Assembly:
             return
         first = self.ends[chunk] - len(self.requests[chunk].frames)
         if chunk not in self.pixels:
-            self.pixels[chunk] = np.empty(_shape(len(self.requests[chunk].frames), self.size), dtype=np.uint8)
-        self.pixels[chunk][slot - first] = _fit(self._rgb(frame), self.size)
+            self.pixels[chunk] = np.empty(fitted_shape(len(self.requests[chunk].frames), self.size), dtype=np.uint8)
+        self.pixels[chunk][slot - first] = fit(self._rgb(frame), self.size)
         self.distance[slot] = distance
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
@@ -346,14 +316,14 @@ def _read_images(
     has_numbers = "frame_index" in table.column_names
     numbers = table["frame_index"].to_numpy() if has_numbers else np.arange(table.num_rows)
     rows = np.searchsorted(numbers, request.frames)
-    pixels = np.empty(_shape(len(request.frames), size), dtype=np.uint8)
+    pixels = np.empty(fitted_shape(len(request.frames), size), dtype=np.uint8)
     for position, (frame, row) in enumerate(zip(request.frames.tolist(), rows.tolist(), strict=True)):
         if row >= len(numbers) or numbers[row] != frame:
             return VideoError(location, frame, f"the episode's {table.num_rows} rows do not have it")
         cell = table[key][row].as_py()
         try:
             with Image.open(io.BytesIO(cell["bytes"])) as image:
-                pixels[position] = _fit(np.array(image.convert("RGB")), size)
+                pixels[position] = fit(np.array(image.convert("RGB")), size)
         except (OSError, SyntaxError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
             return VideoError(location, frame, f"not a readable image ({error})")
     return pixels

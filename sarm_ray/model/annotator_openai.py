@@ -24,8 +24,6 @@ CHECK_S = 15.0  # for the list of models
 SHOWN_CHARS = 300
 SHORTEST_SECRET = 8  # what is shorter is a placeholder such as "none", and a part of ordinary words
 UNSUPPORTED = {"response_format": ("response_format", "json_schema", "schema"), "max_tokens": ("max_tokens",)}
-
-
 FATAL = (
     openai.AuthenticationError,
     openai.PermissionDeniedError,
@@ -108,9 +106,8 @@ class OpenAIAnnotator:
         described = {"name": "subtasks", "strict": True, "schema": schema}
         held: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": described}}
         limit = "max_completion_tokens" if "max_tokens" in self.unknown else "max_tokens"
-        steady = (
-            {} if "max_tokens" in self.unknown else {"temperature": 0.0}
-        )  # models that refuse the one refuse the other
+        # models that refuse `max_tokens` refuse a temperature as well
+        steady = {} if "max_tokens" in self.unknown else {"temperature": 0.0}
         try:
             create: Any = self.client.chat.completions.create  # its types know each option alone, not a choice of them
             options = {limit: MAX_ANSWER_TOKENS, **steady, **({} if "response_format" in self.unknown else held)}

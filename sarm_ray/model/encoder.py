@@ -29,6 +29,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HASH_TEXT_DIM = 512
 CPU_IMAGES_PER_PASS = 8
 GPU_IMAGES_PER_PASS = 128
+LIVE_IMAGES_PER_PASS = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16, 64, 128)}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")  # with neither, transformers makes a tokenizer that knows no word
 
@@ -99,13 +100,8 @@ def load_image_encoder(info: EncoderInfo, precision: str, device: str) -> Callab
     Raises:
         EncoderError: weights that cannot be read, or that are not all there.
     """
-    if info.folder is not None:
-        encode_pass = _clip_vision(info.folder, precision, device)
-    elif device == "cpu":
-        encode_pass = _efficientnet_openvino()
-    else:
-        encode_pass = _efficientnet_torch(device)
     num_images = CPU_IMAGES_PER_PASS if device == "cpu" else GPU_IMAGES_PER_PASS
+    encode_pass = _load_pass(info, precision, device, num_images)
 
     def encode(images_NHWC: np.ndarray) -> np.ndarray:
         features = np.empty((len(images_NHWC), info.image_dim), dtype=np.float32)
@@ -116,6 +112,42 @@ def load_image_encoder(info: EncoderInfo, precision: str, device: str) -> Callab
         return features
 
     return encode
+
+
+def load_live_encoder(info: EncoderInfo, precision: str, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The same for live images, which come in any number and must not wait for a pass to fill.
+
+    A pass takes the images there are, padded to the next of a few sizes, so a feature may differ from the offline one in its
+    last bits.
+
+    Raises:
+        EncoderError: weights that cannot be read, or that are not all there.
+    """
+    sizes = LIVE_IMAGES_PER_PASS["cpu" if device == "cpu" else "cuda"]
+    shared = None if _compiled_by_size(info, device) else _load_pass(info, precision, device, sizes[-1])
+    passes = {size: shared or _load_pass(info, precision, device, size) for size in sizes}
+
+    def encode(images_NHWC: np.ndarray) -> np.ndarray:
+        features = np.empty((len(images_NHWC), info.image_dim), dtype=np.float32)
+        for first in range(0, len(images_NHWC), sizes[-1]):
+            batch = images_NHWC[first : first + sizes[-1]]
+            size = next(size for size in sizes if size >= len(batch))
+            padding = np.zeros((size - len(batch), *batch.shape[1:]), dtype=np.uint8)
+            features[first : first + len(batch)] = passes[size](np.concatenate([batch, padding]))[: len(batch)]
+        return features
+
+    return encode
+
+
+def _load_pass(info: EncoderInfo, precision: str, device: str, num_images: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A network for passes of `num_images`; only one that is compiled for that number takes no other."""
+    if info.folder is not None:
+        return _clip_vision(info.folder, precision, device)
+    return _efficientnet_openvino(num_images) if _compiled_by_size(info, device) else _efficientnet_torch(device)
+
+
+def _compiled_by_size(info: EncoderInfo, device: str) -> bool:
+    return info.folder is None and device == "cpu"
 
 
 def encode_texts(info: EncoderInfo, texts: list[str]) -> np.ndarray:
@@ -217,8 +249,8 @@ def compile_efficientnet(num_images: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: compiled(pixels)[0]
 
 
-def _efficientnet_openvino() -> Callable[[np.ndarray], np.ndarray]:
-    network = compile_efficientnet(CPU_IMAGES_PER_PASS)
+def _efficientnet_openvino(num_images: int) -> Callable[[np.ndarray], np.ndarray]:
+    network = compile_efficientnet(num_images)
 
     def encode_pass(images_NHWC: np.ndarray) -> np.ndarray:
         pixels = np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2), dtype=np.float32)

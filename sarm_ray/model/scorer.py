@@ -74,15 +74,38 @@ class Scorer:
         features = torch.from_numpy(np.asarray(features_FD)).to(self.device, self.dtype)
         states = torch.from_numpy(states_FS).to(self.device, self.dtype)
         text = torch.from_numpy(text_E).to(self.device, self.dtype)[None]
-        passes = []
-        for slots in torch.from_numpy(slots_BT).to(self.device).split(self.windows_per_pass):
-            text_BE = text.expand(len(slots), -1)
-            passes.append(
-                infer_readout(self.model, features[slots], text_BE, states[slots], self.readout, list(self.heads))
-            )
-        return {head: self._collect(head, [each[head] for each in passes], whole_B) for head in self.heads}
+        passes = torch.from_numpy(slots_BT).to(self.device).split(self.windows_per_pass)
+        outputs = [self._infer(features[slots], states[slots], text.expand(len(slots), -1)) for slots in passes]
+        return self._collect(outputs, whole_B)
 
-    def _collect(self, head: str, passes: list[tuple[torch.Tensor, torch.Tensor]], whole_B: np.ndarray) -> HeadScores:
+    @torch.inference_mode()
+    def score_windows(
+        self, features_BTD: np.ndarray, states_BTS: np.ndarray, text_BE: np.ndarray, whole_B: np.ndarray
+    ) -> dict[str, HeadScores]:
+        """Score windows of as many episodes, as live sessions have them.
+
+        Args:
+            features_BTD: image features of each window's T frames.
+            states_BTS: float32, normalised and padded.
+            text_BE: float32, task features.
+            whole_B: bool; a window that is not whole scores NaN.
+
+        Returns:
+            head -> HeadScores. Equal to `score` of the same windows but for the last bits, which depend on the pass.
+        """
+        arrays = (features_BTD, states_BTS, text_BE)
+        tensors = [torch.from_numpy(np.asarray(array)).to(self.device, self.dtype) for array in arrays]
+        split = zip(*(tensor.split(self.windows_per_pass) for tensor in tensors), strict=True)
+        return self._collect([self._infer(*each) for each in split], whole_B)
+
+    def _infer(self, features_BTD: torch.Tensor, states_BTS: torch.Tensor, text_BE: torch.Tensor):
+        """head -> (probabilities (B, K), tau (B,)), one pass."""
+        return infer_readout(self.model, features_BTD, text_BE, states_BTS, self.readout, list(self.heads))
+
+    def _collect(self, passes: list[dict], whole_B: np.ndarray) -> dict[str, HeadScores]:
+        return {head: self._join(head, [each[head] for each in passes], whole_B) for head in self.heads}
+
+    def _join(self, head: str, passes: list[tuple[torch.Tensor, torch.Tensor]], whole_B: np.ndarray) -> HeadScores:
         probabilities = torch.cat([each[0] for each in passes]).cpu().numpy()
         tau = torch.cat([each[1] for each in passes]).cpu().numpy()
         probabilities[~whole_B], tau[~whole_B] = np.nan, np.nan

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from sarm_ray.config.annotate import AnnotateConfig
 from sarm_ray.config.loading import dump_config
 from sarm_ray.console import duration, say, tell
-from sarm_ray.data import storage
+from sarm_ray.data import progress_io, storage
 from sarm_ray.data.annotation_journal import Journal, close_journal, read_journal
 from sarm_ray.data.hub import upload_to_hub
 from sarm_ray.data.lease import Lease, hold_lease
@@ -132,9 +132,7 @@ def _require_answers(plan: AnnotatePlan, todo: dict[int, tuple[str, ...]], journ
 def _prepare(plan: AnnotatePlan, config: AnnotateConfig) -> None:
     """Tidy up after a run that was killed, and leave word of what is run."""
     storage.remove_temporaries(plan.run_folder)
-    for name in storage.list_files(plan.run_folder):
-        if name.startswith(MARKER_PREFIX):
-            storage.remove_file(storage.join(plan.run_folder, name))
+    progress_io.remove_files(plan.run_folder, MARKER_PREFIX)
     storage.write_file(storage.join(plan.run_folder, "config.yaml"), dump_config(config).encode())
 
 

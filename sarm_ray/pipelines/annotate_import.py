@@ -96,7 +96,8 @@ def describe_import(plan: AnnotatePlan, source: str, found: Found, num_failures:
     ]
     for kind, question in plan.questions.items():
         lines.append(f"{kind:<9} {', '.join(question.labels)}: {len(found[kind]):,} episodes")
-    refused = [f"refused   {num_failures:,} episodes, see failed.parquet"] if num_failures else []
+    episodes = f"{num_failures:,} episode{'s' * (num_failures != 1)}"
+    refused = [f"refused   {episodes}, see failed.parquet"] if num_failures else []
     return [*lines, *refused, f"output    {plan.root}/meta, {plan.run_folder}"]
 
 

@@ -12,8 +12,9 @@ from sarm_ray.console import duration, tell
 from sarm_ray.core.subtasks import FrameSubtasks, whole_task
 from sarm_ray.data import storage
 from sarm_ray.data.annotation_io import Annotations, annotation_of, read_annotations
-from sarm_ray.data.annotation_journal import Journal, read_unanswered, write_unanswered
+from sarm_ray.data.annotation_journal import Journal
 from sarm_ray.data.annotation_writer import write_annotations, write_proportions
+from sarm_ray.data.failures import FAILED_FILE, QUESTIONS, read_failed, write_failed
 from sarm_ray.data.progress_io import write_json
 from sarm_ray.data.segments import annotated_subtasks, write_segments_csv
 from sarm_ray.errors import SarmRayError
@@ -22,7 +23,7 @@ from sarm_ray.pipelines.annotate_plan import TASK, AnnotatePlan
 from sarm_ray.report.annotation_page import write_annotation_page
 from sarm_ray.report.visualize import visualize
 
-SEGMENTS_FILE, PAGE_FILE, FAILED_FILE = "segments.csv", "annotations.html", "failed.parquet"
+SEGMENTS_FILE, PAGE_FILE = "segments.csv", "annotations.html"
 PICTURES_FOLDER = "pictures"
 KINDS = ("sparse", "dense")
 SHOWN_FAILURES = 5
@@ -101,7 +102,8 @@ def write_output(
         if own is not None and own.annotated.any():  # by earlier runs too, whose proportions a crash may have cost
             notices += write_proportions(dataset, kind, labels, plan.root)
     failures = [*failures, *_still_unanswered(plan)]
-    write_unanswered(storage.join(plan.run_folder, FAILED_FILE), failures)
+    in_order = sorted(failures, key=lambda failure: (failure["episode_index"], failure["kind"]))
+    write_failed(plan.run_folder, in_order, QUESTIONS)
     _export(plan, config, annotations)
     notices += _show(plan, config, annotations, found, notes, quiet)
     report = AnnotateReport(
@@ -158,7 +160,7 @@ def describe_report(report: AnnotateReport) -> str:
         for failure in report.failures[:SHOWN_FAILURES]
     ]
     if len(report.failures) > SHOWN_FAILURES:
-        lines.append(f"  and {len(report.failures) - SHOWN_FAILURES:,} more in {report.run_folder}/failed.parquet")
+        lines.append(f"  and {len(report.failures) - SHOWN_FAILURES:,} more in {report.run_folder}/{FAILED_FILE}")
     lines.append(f"  look      {report.run_folder}/{PAGE_FILE}")
     lines.append(f"  correct   sarm-ray annotate {report.source} --from {report.run_folder}/{SEGMENTS_FILE}")
     return "\n".join(lines)
@@ -167,7 +169,7 @@ def describe_report(report: AnnotateReport) -> str:
 def _still_unanswered(plan: AnnotatePlan) -> list[dict[str, Any]]:
     """What an earlier run on other episodes or kinds left in failed.parquet."""
     selected = {int(plan.dataset.episode_index[row]) for row in plan.rows}
-    before = read_unanswered(storage.join(plan.run_folder, FAILED_FILE))
+    before = read_failed(plan.run_folder, QUESTIONS)
     return [row for row in before if row["episode_index"] not in selected or row["kind"] not in plan.questions]
 
 

@@ -23,6 +23,7 @@ from sarm_ray.core.metrics import EpisodeFacts, Prediction, measure_episode
 from sarm_ray.core.probe import Probe
 from sarm_ray.core.rabc import DeltaDistribution, progress_deltas, summarize_weights
 from sarm_ray.data import progress_io, storage
+from sarm_ray.data.failures import CHUNKS, write_failed
 from sarm_ray.data.lease import hold_lease
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.outcomes import dataset_outcomes
@@ -72,7 +73,7 @@ def evaluate(config: EvaluateConfig, quiet: bool = False) -> EvaluateReport:
             facts, deltas = call_aside(_measure, views, truths, grades, config.chunk_size, fitted)
             report = _summarize(plan, config, facts, deltas, truths, grades, failures, notices, started)
             lease.check()
-            progress_io.write_failed(storage.join(plan.run_folder, "failed.parquet"), report.failures)
+            write_failed(plan.run_folder, report.failures, CHUNKS)
             progress_io.write_json(plan.output, evaluation_object(report))
             progress_io.remove_files(plan.run_folder, progress_io.PARTS_PREFIX)
     return report

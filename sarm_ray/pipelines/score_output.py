@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from sarm_ray.data import progress_io, storage
+from sarm_ray.data.failures import CHUNKS, write_failed
 from sarm_ray.data.lease import Lease
 from sarm_ray.pipelines.score_plan import ScorePlan
 
@@ -28,7 +29,7 @@ def write_output(plan: ScorePlan, lease: Lease, failures: list[dict]) -> tuple[i
     """
     lease.check()
     dataset, run = plan.ingest.dataset, plan.run_folder
-    progress_io.write_failed(storage.join(run, "failed.parquet"), failures)
+    write_failed(run, failures, CHUNKS)
     num_nan = dict.fromkeys(plan.heads, 0)
 
     def tables() -> Iterator[pa.Table]:

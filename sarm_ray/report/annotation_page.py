@@ -128,27 +128,22 @@ def write_annotation_page(
     if not kinds:
         raise DatasetError(f"{dataset.name} has no annotation to show; sarm-ray annotate makes one")
     notices = list(dataset.notices)
-    lines = {row: {kind: _timeline(annotations, kind, row, dataset) for kind in kinds} for row in rows.tolist()}
-    flags = {row: _flags(lines[row], (notes or {}).get(int(dataset.episode_index[row]), ())) for row in lines}
-    flagged_first = sorted(lines, key=lambda row: not flags[row])[:max_episodes]
-    shown = np.array(sorted(flagged_first), dtype=np.int64)
+    shown, timelines, flags = _choose_episodes(dataset, rows, kinds, annotations, notes or {}, max_episodes)
     folder = folder_beside(path)
     every = np.ones(len(shown), dtype=bool)
     media = film_episodes(dataset, camera, shown, np.arange(len(shown)), every, folder, notices, quiet)
-    for row, dead, problem in zip(shown.tolist(), media.dead, media.problem, strict=True):
-        said = f"camera is {dead}" if dead else "video cannot be read" if problem else None
-        flags[row] += [("dead", said)] if said else []
+    flags = [own + seen for own, seen in zip(flags, _camera_flags(media), strict=True)]
     data = {
         "dataset": {"name": dataset.name, "version": dataset.version, "fps": dataset.fps, "camera": camera},
         "command": f"sarm-ray annotate {shlex.quote(source or dataset.repo_id or dataset.root)} --from {CSV_FILE}",
         "file": CSV_FILE,
         "columns": CSV_COLUMNS,
         "flags": FLAGS,
-        "left_out": len(lines) - len(shown),
-        "episodes": filmed_object(dataset, shown, media) | {"flags": [flags[row] for row in shown.tolist()]},
+        "left_out": len(rows) - len(shown),
+        "episodes": filmed_object(dataset, shown, media) | {"flags": flags},
         "media": media_object(media),
         "notices": notices,
-        **_segments_object([lines[row] for row in shown.tolist()], kinds, annotations),
+        **_segments_object(timelines, kinds, annotations),
     }
     page = assemble_page(f"{dataset.name}: annotations", data, media.embedded, PAGE)
     storage.write_file(path, page)
@@ -156,6 +151,21 @@ def write_annotation_page(
     if not quiet:
         tell(notices)
     return _page_report(path, page, media, dataset.episode_index[shown], data, notices)
+
+
+def _choose_episodes(
+    dataset: Dataset,
+    rows: np.ndarray,
+    kinds: Sequence[str],
+    annotations: dict[str, Annotations],
+    notes: Mapping[int, Sequence[str]],
+    max_episodes: int,
+) -> tuple[np.ndarray, list[dict[str, _Timeline]], list[list[tuple[str, str]]]]:
+    """Rows to show, (n,) int64 ascending, those with notes or flags before others; of each its timelines and its flags."""
+    timelines = {row: {kind: _timeline(annotations, kind, row, dataset) for kind in kinds} for row in rows.tolist()}
+    flags = {row: _flags(timelines[row], notes.get(int(dataset.episode_index[row]), ())) for row in timelines}
+    chosen = sorted(sorted(timelines, key=lambda row: not flags[row])[:max_episodes])
+    return np.array(chosen, dtype=np.int64), [timelines[row] for row in chosen], [flags[row] for row in chosen]
 
 
 def _timeline(annotations: dict[str, Annotations], kind: str, row: int, dataset: Dataset) -> _Timeline:
@@ -196,6 +206,15 @@ def _flags(timelines: Mapping[str, _Timeline], notes: Sequence[str]) -> list[tup
         if own:
             found.append((flag, text if len(own) == len(timelines) else f"{own[0]}: {text}"))
     return found
+
+
+def _camera_flags(media: Media) -> list[list[tuple[str, str]]]:
+    """Of each episode what keeps its video from being believed."""
+    said = [
+        f"camera is {dead}" if dead else "video cannot be read" if problem else None
+        for dead, problem in zip(media.dead, media.problem, strict=True)
+    ]
+    return [[("dead", words)] if words else [] for words in said]
 
 
 def _segments_object(

@@ -5,7 +5,7 @@ import pytest
 
 from sarm_ray.data.lerobot import open_dataset
 from sarm_ray.data.pictures import mark_time, read_marked_frames, read_pictures
-from sarm_ray.data.video import resize
+from sarm_ray.data.resizing import resize
 from sarm_ray.errors import VideoError
 from tests.datasets import CAMERA, draw_frame, frame_code, read_numbers, write_dataset
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from sarm_ray.core.windows import Window, needed_frames
 from sarm_ray.data import video
 from sarm_ray.data.lerobot import open_dataset
-from sarm_ray.data.video import FrameRequest, read_frames, resize_and_crop
+from sarm_ray.data.resizing import resize_and_crop
+from sarm_ray.data.video import FrameRequest, read_frames
 from sarm_ray.errors import VideoError
 from tests.datasets import (
     CAMERA,
@@ -321,7 +321,7 @@ def test_a_file_cut_short_loses_exactly_what_is_cut_off(tmp_path, options, share
     num_whole = lost.index(True)
     assert lost == [False] * num_whole + [True] * (30 - num_whole)
     assert np.array_equal(np.concatenate(results[:num_whole]), whole[: 4 * num_whole])
-    assert 120 * share * 0.4 < 4 * num_whole < 120 * min(share * 1.3, 0.99)
+    assert 120 * share * 0.6 < 4 * num_whole < 120 * min(share * 1.3, 0.99)
     for number, error in enumerate(results[num_whole:], num_whole):
         assert 4 * number <= error.frame < 4 * number + 4
         assert "last one at" in error.cause
@@ -423,41 +423,6 @@ def test_image_files_that_cannot_be_read(tmp_path):
     path.write_bytes(b"PAR1 not really")
     (text,) = described(list(read_frames(str(path), [request([0])], 30, SIZE, CAMERA)))
     assert text.startswith(f"{path}: not a readable parquet file (")
-
-
-# ------------------------------------------------------------------------------------------------- resizing, cropping
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 48))
-def test_every_size_becomes_a_square(height, width, size):
-    image = np.full((height, width, 3), (10, 128, 250), dtype=np.uint8)
-    result = resize_and_crop(image, size)
-    assert (result.shape, result.dtype) == ((size, size, 3), np.uint8)
-    assert (result == image[0, 0]).all()
-
-
-def test_the_right_size_is_left_alone_and_the_crop_is_central():
-    image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    assert np.array_equal(resize_and_crop(image, 8), image)
-    wide = np.arange(8 * 14 * 3, dtype=np.uint16).astype(np.uint8).reshape(8, 14, 3)
-    assert np.array_equal(resize_and_crop(wide, 8), wide[:, 3:11])
-    assert np.array_equal(resize_and_crop(wide.transpose(1, 0, 2), 8), wide[:, 3:11].transpose(1, 0, 2))
-
-
-@pytest.mark.parametrize(("height", "width"), [(65, 97), (97, 65), (480, 640), (33, 200)])
-def test_resizing_is_pils_bicubic_within_a_level(height, width):
-    """numbers.md: torch's uint8 bicubic with antialias stays within one level of PIL's."""
-    rng = np.random.default_rng(1)
-    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    image = np.array(Image.fromarray(coarse).resize((width, height)))
-    size = 32
-    short = min(height, width)
-    scaled = (int(size * width / short), int(size * height / short))
-    reference = np.asarray(Image.fromarray(image).resize(scaled, Image.Resampling.BICUBIC)).astype(int)
-    top, left = round((scaled[1] - size) / 2), round((scaled[0] - size) / 2)
-    difference = np.abs(resize_and_crop(image, size) - reference[top : top + size, left : left + size])
-    assert difference.max() <= 1
 
 
 def test_odd_sizes_of_images(tmp_path):

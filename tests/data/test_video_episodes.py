@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sarm_ray.data.video import FrameRequest, read_frames, resize_and_crop
+from sarm_ray.data.resizing import resize_and_crop
+from sarm_ray.data.video import FrameRequest, read_frames
 from tests.datasets import decode_all, write_video
 
 SIZE = 32

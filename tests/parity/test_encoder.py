@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sarm_ray.data.video import FrameRequest, read_frames, resize_and_crop
+from sarm_ray.data.resizing import resize_and_crop
+from sarm_ray.data.video import FrameRequest, read_frames
 from sarm_ray.model.encoder import (
     CLIP_MEAN,
     CLIP_STD,

@@ -10,7 +10,7 @@ from sarm_ray.config.train import TrainConfig
 from sarm_ray.console import tell
 from sarm_ray.core.augment import Augmentation
 from sarm_ray.core.phrases import random_phrases
-from sarm_ray.data import progress_io, storage
+from sarm_ray.data.failures import CHUNKS, write_failed
 from sarm_ray.errors import DatasetError
 from sarm_ray.model.encoder import encode_texts
 from sarm_ray.pipelines.ingest import IngestReport
@@ -42,9 +42,7 @@ def unreadable_episodes(
             first = own[0]
             why = f"episode {first.episode_index}: {first.message}"
             raise DatasetError(f"{source.ingest.dataset.name}: no episode to train on can be read; {why}")
-    progress_io.write_failed(
-        storage.join(config.output_dir, "failed.parquet"), [asdict(failure) for failure in failures]
-    )
+    write_failed(config.output_dir, [asdict(failure) for failure in failures], CHUNKS)
     return failures, left_out
 
 
