@@ -21,6 +21,7 @@ import math
 import random
 import re
 import secrets
+import socket
 import struct
 import threading
 import time
@@ -45,6 +46,7 @@ _MAX_RESUME_POINTS = 20_000  # 1.4 MB of JSON; older ones the client knows itsel
 _UNANSWERED_S = 10.0  # frames without an answer are remembered so long at least
 _MAX_FEED = 1024  # scores that wait for `async for`
 _CLOSE_S = 10.0
+_UNSENT_BYTES = 2**17
 _GOOD_S = 2.0  # a connection that held so long was no failed attempt
 _FATAL_CLOSES = {
     1008: "the server refused this session",
@@ -443,6 +445,13 @@ def _backoff_s(failures: int) -> float:
     return 0.0 if failures == 0 else min(MAX_BACKOFF_S, 0.05 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
 
 
+def _keep_little_unsent(connection: ClientConnection) -> None:
+    """On a link that carries less than comes, frames would grow old in the system's buffers: seconds, measured."""
+    own = connection.transport.get_extra_info("socket")
+    if own is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+
+
 class _Again(Exception):  # noqa: N818  # nothing is wrong
     """Connect again."""
 
@@ -478,6 +487,7 @@ class _Session:
         score_hz: float | None = None,
         *,
         max_pending: int = 90,
+        max_wait_s: float = 0.5,
         connect_timeout_s: float = 10.0,
         give_up_s: float | None = None,
         strict: bool = False,
@@ -488,10 +498,12 @@ class _Session:
             raise ValueError(f"session must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, not {self.session!r}")
         if max_pending < 1:
             raise ValueError(f"max_pending must be at least 1, not {max_pending}")
+        if not max_wait_s > 0:
+            raise ValueError(f"max_wait_s must be above 0, not {max_wait_s}")
         self.url = _server(url, "ws") + f"/v1/sessions/{self.session}"
         self._hello = _make_hello(task, fps, state_dim, heads, score_hz)
         self._headers = {"x-session-id": self.session} | _authorization(token)
-        self._max_pending, self._strict = max_pending, strict
+        self._max_pending, self._max_wait_s, self._strict = max_pending, max_wait_s, strict
         self._connect_timeout_s, self._give_up_s = connect_timeout_s, give_up_s
         self.latest: Score | None = None
         self.errors: deque[LiveScoringError] = deque(maxlen=100)
@@ -648,8 +660,8 @@ class _Session:
     async def _connect_once(self) -> str:
         """Connect and talk until the connection ends; why it did."""
         try:
-            async with self._connection() as socket:
-                await self._converse(socket)
+            async with self._connection() as connection:
+                await self._converse(connection)
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -676,19 +688,20 @@ class _Session:
             close_timeout=1,
         )
 
-    async def _converse(self, socket: ClientConnection) -> None:
+    async def _converse(self, connection: ClientConnection) -> None:
         """One connection: returns or raises when it ends."""
         resume = self._resume()
-        await socket.send(json.dumps(self._hello | ({"resume": resume} if resume else {})))
+        await connection.send(json.dumps(self._hello | ({"resume": resume} if resume else {})))
         async with asyncio.timeout(self._connect_timeout_s):
-            welcome = _object(await socket.recv())
+            welcome = _object(await connection.recv())
         if welcome.get("type") != "welcome":
             self._receive(welcome)
             raise LiveScoringError(f"{self.url} is no `sarm-ray serve`", "protocol")
+        _keep_little_unsent(connection)
         replay, unanswered = self._enter(welcome)
-        sender = asyncio.create_task(self._send(socket, replay, unanswered))
+        sender = asyncio.create_task(self._send(connection, replay, unanswered))
         try:
-            async for text in socket:
+            async for text in connection:
                 self._receive(_object(text))
                 if self._reply is not None:
                     return
@@ -719,26 +732,35 @@ class _Session:
         curve = self._scored.newest(self._welcome["heads"])
         return {"first_time_s": history.first_time_s, "last_time_s": history.last_time_s, "curve": curve}
 
-    async def _send(self, socket: ClientConnection, replay: list[SentFrame], unanswered: list[SentFrame]) -> None:
+    async def _send(self, connection: ClientConnection, replay: list[SentFrame], unanswered: list[SentFrame]) -> None:
         """Send frames as they come. That the connection ended is for its reader to judge."""
         with contextlib.suppress(ConnectionClosed):
             for frame in replay:
-                await socket.send(frame.replayed)
+                await connection.send(frame.replayed)
             for frame in unanswered:
-                await socket.send(frame.message)
+                await connection.send(frame.message)
                 await asyncio.sleep(1 / self._welcome["max_frames_per_s"])
+            since_s = time.monotonic()
             while True:
                 self._wake.clear()
-                with self._lock:
-                    next_frame = self._pending.popleft() if self._pending else None
+                next_frame = self._next_pending(since_s)
                 if next_frame is not None:
                     self._history.sent(next_frame)
-                    await socket.send(next_frame.message)
+                    await connection.send(next_frame.message)
                 elif self._close is not None:
-                    await socket.send(json.dumps(self._close))
+                    await connection.send(json.dumps(self._close))
                     return
                 else:
                     await self._wake.wait()
+
+    def _next_pending(self, since_s: float) -> SentFrame | None:
+        """Take the oldest frame that is not too late; none is that waited while there was no connection, before since_s."""
+        with self._lock:
+            now_s, pending = time.monotonic(), self._pending
+            while len(pending) > 1 and now_s - max(pending[0].added_s, since_s) > self._max_wait_s:
+                pending.popleft()
+                self.num_unsent += 1
+            return pending.popleft() if pending else None
 
     def _receive(self, message: dict[str, Any]) -> None:
         """One message after the welcome."""
@@ -804,6 +826,8 @@ class AsyncLiveScorer(_Session):
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
+        if self._close is not None:
+            return  # it was closed inside
         with contextlib.suppress(*([] if kind is None else [LiveScoringError])):
             await self.close(timeout_s=_CLOSE_S if kind is None else 1.0)
 
@@ -842,6 +866,8 @@ class LiveScorer(_Session):
         token: what the server's --token-file holds.
         score_hz: score at most this often.
         max_pending: frames that wait to be sent, as while the server is gone; when one more comes the oldest is dropped.
+        max_wait_s: a frame that waits longer though the server is there is dropped, unless it is the newest: the network
+            carries less than comes.
         connect_timeout_s: for the first connection.
         give_up_s: without a connection for so long, give up; unless told, try for ever.
         strict: raise what is wrong with a frame instead of entering it in `errors`.
@@ -913,12 +939,15 @@ class LiveScorer(_Session):
         try:
             return self._call(self._finish(outcome, timeout_s)) if self._curve is None else self._curve
         finally:
-            self._stop()
+            if self._close is not None:
+                self._stop()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, kind: object, *_: object) -> None:
+        if self._close is not None:
+            return  # it was closed inside
         with contextlib.suppress(*([] if kind is None else [LiveScoringError])):
             self.close(timeout_s=_CLOSE_S if kind is None else 1.0)
 

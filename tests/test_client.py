@@ -269,6 +269,7 @@ def test_each_frame_is_in_the_curve_once():
         {"session": "a/b"},
         {"session": ""},
         {"max_pending": 0},
+        {"max_wait_s": 0.0},
     ],
 )
 def test_a_wrong_argument_is_named(wrong):
