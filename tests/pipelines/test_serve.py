@@ -182,7 +182,7 @@ def test_what_is_wrong_with_one_frame_is_said_and_concerns_nobody_else(server, r
         (
             frame_message(0.4, state, jpeg(image)[:500], kind=1),
             "bad_image",
-            "not a readable JPEG image (image file is tr",
+            "not a readable JPEG image (Truncated",
         ),
         (frame_message(0.5, state, image)[:-7], "bad_message", "an image of 150528 bytes, of which 150521 came"),
         (frame_message(0.6, state, b"", kind=7), "bad_message", "no image format 7"),

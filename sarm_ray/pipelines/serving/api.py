@@ -9,18 +9,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from sarm_ray import __version__
 from sarm_ray.core.live_protocol import LiveLimits, Refusal
+from sarm_ray.pipelines.serving.board_page import HEADERS
 from sarm_ray.pipelines.serving.guard import Guard
 
 DESCRIPTION = """Progress of robot rollouts while they run. A robot opens a WebSocket at `/v1/sessions/{id}`, says hello, and
 sends camera frames; README of sarm_ray, "Live protocol", has every message. `sarm_ray/client.py` speaks it."""
 STATUS = {"token": 401, "origin": 403, "too_large": 413, "full": 503, "draining": 503, "internal": 500}
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 
 
 class Services(Protocol):
@@ -70,11 +64,12 @@ def build_api(services: Services) -> FastAPI:
 
     @api.get("/", summary="The live page", response_class=HTMLResponse)
     async def page() -> Response:
-        return HTMLResponse(services.page, headers=PAGE_HEADERS)
+        return HTMLResponse(services.page, headers=HEADERS)
 
     @api.websocket("/v1/sessions/{session}")
     async def session_socket(socket: WebSocket, session: str) -> None:
         if await _let_in(services.guard.check, socket):
+            await socket.accept()
             await services.converse(socket, session)
 
     @api.websocket("/v1/board")
@@ -121,11 +116,10 @@ async def _answer(guard: Guard, request: Request, call: Callable[[], Awaitable[d
 
 
 async def _let_in(check: Callable[[Any], None], socket: WebSocket) -> bool:
-    """Accept a socket, or refuse it before anything is said (HTTP 403)."""
+    """Whether a socket may be accepted; if not, it is refused before anything is said (HTTP 403)."""
     try:
         check(socket.headers)
     except Refusal:
         await socket.close()
         return False
-    await socket.accept()
     return True

@@ -44,6 +44,14 @@ class Guard:
             why = "this server needs a token" if not token else "the token is wrong"
             raise Refusal("token", f"{why}; send 'Authorization: Bearer TOKEN'", fatal=True)
 
+    def knows(self, token: str | None) -> bool:
+        """Whether a token is the right one, or none is needed."""
+        try:
+            self.check_token(token)
+        except Refusal:
+            return False
+        return True
+
     def check(self, headers: Mapping[str, str]) -> None:
         """Both, with the token from the request's headers."""
         self.check_place(headers)

@@ -1,23 +1,47 @@
 """Finished rollouts on their way to the log that `report` reads."""
 
+import logging
+import threading
+
 import numpy as np
 
 from sarm_ray.core.live_session import Session
-from sarm_ray.data.rollout_log import append_rollouts
+from sarm_ray.data.rollout_log import append_rollouts, merge_rollouts
 from sarm_ray.data.rollouts import ENDINGS, NO_STAGE, HeadCurve
 from sarm_ray.data.rollouts import Rollout as Record
+from sarm_ray.errors import SarmRayError
 from sarm_ray.pipelines.serving.plan import LiveModel
 from sarm_ray.pipelines.serving.rollouts import Rollout
 
+MERGE_EVERY = 64  # appends of small files after which they are put together
+log = logging.getLogger("sarm_ray.serve")
 
-def record(model: LiveModel, rollout: Rollout) -> None:
-    """Append one rollout that is over.
 
-    Raises:
-        StoreError: the log cannot be written to.
+class RolloutLog:
+    """One replica's hand in the log. Its methods block; they are called from threads.
+
+    Args:
+        model: what is served.
+        folder: of the log, which other replicas append to as well.
     """
-    assert model.record is not None
-    append_rollouts(model.record, [as_record(model, rollout)])
+
+    def __init__(self, model: LiveModel, folder: str):
+        self.model, self.folder = model, folder
+        self.num_appended = 0
+        self.writing = threading.Lock()
+
+    def append(self, rollout: Rollout) -> None:
+        """Append a rollout that is over, if anything of it was scored. One that cannot be written is told of in the log."""
+        if not rollout.session.curve.time_s:
+            return
+        with self.writing:
+            try:
+                append_rollouts(self.folder, [as_record(self.model, rollout)])
+                self.num_appended += 1
+                if self.num_appended % MERGE_EVERY == 1:
+                    merge_rollouts(self.folder)
+            except (SarmRayError, ValueError):
+                log.exception("rollout %s could not be recorded", rollout.session.name)
 
 
 def as_record(model: LiveModel, rollout: Rollout) -> Record:

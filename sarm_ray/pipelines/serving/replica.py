@@ -21,7 +21,7 @@ from sarm_ray.pipelines.serving.conversation import Conversations
 from sarm_ray.pipelines.serving.engine import Engine
 from sarm_ray.pipelines.serving.meters import Meters
 from sarm_ray.pipelines.serving.plan import LiveModel
-from sarm_ray.pipelines.serving.recording import record
+from sarm_ray.pipelines.serving.recording import RolloutLog
 from sarm_ray.pipelines.serving.rollouts import Rollout, Rollouts
 
 BOARD = "board"
@@ -42,7 +42,7 @@ class Live:
 
     def __init__(self, model: LiveModel, encoder: DeploymentHandle, scorer: DeploymentHandle):
         self.model, self.encoder, self.scorer = model, encoder, scorer
-        self.guard, self.limits, self.page = model.guard, model.limits, board_page()
+        self.guard, self.limits, self.page = model.guard, model.limits, page_of(model)
         self.name = serve.get_replica_context().replica_id.unique_id
         self.meters, self.feed = Meters(), Feed(model)
         most = GPU_GROUP if model.device == "cuda" else CPU_GROUP
@@ -50,6 +50,7 @@ class Live:
         self.rollouts = Rollouts(model.limits, self._ended)
         self.conversations = Conversations(self.name, model, self.engine, self.rollouts, self._encode_text)
         self.clips = Clips(self.conversations)
+        self.log = RolloutLog(model, model.record) if model.record else None
         self.chores: list[asyncio.Task] = []
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -79,7 +80,7 @@ class Live:
         await self.conversations.converse(socket, session)
 
     async def watch(self, socket: WebSocket) -> None:
-        await watch(socket, self._changes, self.guard.check_token)
+        await watch(socket, self._changes, self.guard.knows)
 
     async def drain_server(self) -> int:
         """Send the sessions of all replicas away: how many robots are connected still."""
@@ -99,8 +100,8 @@ class Live:
 
     async def _ended(self, rollout: Rollout) -> None:
         self.feed.ended.append(rollout)
-        if self.model.record is not None and rollout.session.curve.time_s:
-            await asyncio.to_thread(record, self.model, rollout)
+        if self.log is not None:
+            await asyncio.to_thread(self.log.append, rollout)
 
     async def _push(self) -> None:
         """Tell the board the news, and hear whether to send everybody elsewhere."""
@@ -132,6 +133,14 @@ class Live:
         while True:
             await asyncio.sleep(1.0)
             await self.rollouts.sweep()
+
+
+def page_of(model: LiveModel) -> bytes:
+    """The live page, whose example is one for this model."""
+    sidecar = model.checkpoint.sidecar
+    task = next(iter(sidecar.task_texts), None) if sidecar else None
+    fps = sidecar.fps if sidecar else None
+    return board_page(task or "fold the shirt", fps or 30.0, model.state_dim, model.guard.digest is not None)
 
 
 async def _insist(call: Callable[[], Any]) -> Any:
