@@ -6,7 +6,6 @@ A row is the whole batch of one pass, so that batches are cut by the plan and by
 laid out by step, pass, rank; Ray Train deals row k to rank k mod num_workers.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,12 +23,11 @@ from sarm_ray.data.rows import read_rows
 from sarm_ray.errors import DatasetError, name_list
 from sarm_ray.model.checkpoint import StateNormalizer
 from sarm_ray.pipelines.frame_features import frame_features
-from sarm_ray.pipelines.runtime import ARROW, SMALL_TASK_SHARE, jobs_dataset
+from sarm_ray.pipelines.runtime import ARROW, SMALL_TASK_SHARE, Rest, jobs_dataset
 from sarm_ray.pipelines.training.labels import HeadLabels
 from sarm_ray.pipelines.training.plan import TrainSource
 
 POOLS_AT_ONCE = 2
-REST_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -123,23 +121,6 @@ def batches_dataset(job: TrainJob, reference: ray.ObjectRef, steps: Sequence[Poo
     dataset.context.max_errored_blocks = 0  # a batch is never left out: a task that died is run again, by Ray
     dataset.context.custom_execution_callback_classes = [Rest]  # type: ignore[list-item]  # ray's base class is private
     return dataset
-
-
-class Rest:
-    """A rest in every round of Ray Data's loop, as one of its execution callbacks.
-
-    While rows are ready that nobody wants yet, which is most of a training, its wait for tasks returns at once, and the loop
-    turns as fast as it can: 0.8 of a core, on a machine of two.
-    """
-
-    def before_execution_starts(self, executor: object) -> None: ...
-
-    def on_execution_step(self, executor: object) -> None:
-        time.sleep(REST_S)
-
-    def after_execution_succeeds(self, executor: object) -> None: ...
-
-    def after_execution_fails(self, executor: object, error: Exception) -> None: ...
 
 
 def batch_layout(job: TrainJob) -> dict[str, tuple[str, tuple[int, ...]]]:
