@@ -23,6 +23,7 @@ IMAGE_FORMATS = ("raw", "jpeg", "png")
 MAX_TASK_CHARACTERS = 1000
 MAX_FPS = 1000.0
 MAX_STATE_DIM = 4096
+SHOWN = 40  # characters of a client's value in a message
 OUTCOMES = ("success", "partial", "failure")
 
 
@@ -341,7 +342,7 @@ def _number(value: Any, name: str, least: float, most: float) -> float:
 def _shown(value: Any) -> str:
     """A value in a message, whatever a client put there."""
     text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "..."
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
 def _no_constant(name: str) -> float:
