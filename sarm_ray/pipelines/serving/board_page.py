@@ -1,7 +1,7 @@
 """The live page, and the socket it listens to.
 
-    GET /              board_page()       one HTML file that asks for nothing but its socket
-    WS  /v1/board      watch(...)         the board's changes, twice a second
+GET /              board_page()       one HTML file that asks for nothing but its socket
+WS  /v1/board      watch(...)         the board's changes, twice a second
 """
 
 import asyncio
