@@ -24,11 +24,13 @@ class PageServer:
         token: that a viewer must send, or None.
         port: 0 takes a free one.
 
-    `board` may be filled through `push` from any thread; `stop` breaks all connections.
+    `push` fills the board, from any thread; `ahead_s` puts the clock by which it is read forward; `stop` breaks all
+    connections.
     """
 
     def __init__(self, token: str | None = None, port: int = 0):
         self.board, self.token, self.lock = Board(first_version=int(time.time() * 1000)), token, threading.Lock()
+        self.ahead_s = 0.0
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(("127.0.0.1", port))
@@ -56,7 +58,7 @@ class PageServer:
 
     async def _changes(self, version: int) -> dict:
         with self.lock:
-            return self.board.changes(version, time.time())
+            return self.board.changes(version, time.time() + self.ahead_s)
 
     def push(self, *updates: dict, replica: str = "r0") -> None:
         with self.lock:

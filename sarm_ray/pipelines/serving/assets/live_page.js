@@ -111,7 +111,7 @@ function arrange(ids) {
   const now = Date.now();
   const held = now - list.orderedAt < CALM_MS || now - list.pointedAt < CALM_MS;
   const moved = ids.some((id) => !sessions.has(id) || !cards.get(id).root.isConnected);
-  if (!list.stale && (held || !ids.length) && !moved) return;
+  if (held && !list.stale && !moved) return;
   Object.assign(list, { stale: false, orderedAt: now });
   const words = list.query.toLowerCase().split(/\s+/).filter(Boolean);
   const wanted = [...sessions.values()].filter((s) => isWanted(s, words)).sort(SORTS[list.sort].order);
@@ -159,8 +159,7 @@ function startList() {
     rearrange();
   });
   $("cards").addEventListener("pointermove", () => (list.pointedAt = Date.now()));
-  // a mark or a value may have changed while the order was held
-  setInterval(() => feed.state === "live" && rearrange(), CALM_MS);
+  setInterval(schedule, CALM_MS); // a mark or a value may have changed while the order was held
 }
 
 function askForToken(refused) {
