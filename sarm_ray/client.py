@@ -509,11 +509,12 @@ class _Session:
         self.errors: deque[LiveScoringError] = deque(maxlen=100)
         self.connected = False
         self.num_added = self.num_unsent = self.num_refused = self.num_reconnects = 0
+        self.welcome: dict[str, Any] = {}
+        self._started_s: float | None = None
         self._history = FrameHistory(max_history_bytes)
         self._pending: deque[SentFrame] = deque()
         self._scored = ScoredRows()
         self._last_time_s = -math.inf  # of the frame last added
-        self._welcome: dict[str, Any] = {}
         self._close: dict[str, Any] | None = None  # what to say when all is sent
         self._reply: dict[str, Any] | None = None  # the server's curve
         self._fatal: LiveScoringError | None = None
@@ -572,7 +573,7 @@ class _Session:
             raise LiveScoringError(f"state has {width} numbers, state_dim is {said}", "state_size", time_s)
         if time_s <= self._last_time_s:
             raise LiveScoringError(f"time {time_s} s is not after {self._last_time_s} s", "time_order", time_s)
-        most = self._welcome.get("max_message_bytes", math.inf)
+        most = self.welcome.get("max_message_bytes", math.inf)
         if len(message) > most:
             size = f"a frame of {len(message)} bytes, the server takes {most}; send smaller images, or JPEG"
             raise LiveScoringError(size, "too_large", time_s)
@@ -593,7 +594,7 @@ class _Session:
         self._wake, self._news = asyncio.Event(), _Pulse()
         self._feed: asyncio.Queue[Score | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
-        while not self._welcome and not self._task.done():
+        while not self.welcome and not self._task.done():
             await self._news.next()
         self._stop_if_failed()
 
@@ -647,7 +648,7 @@ class _Session:
                 if self.connected and self._reply is None:
                     _log.warning("%s: %s; connecting again", self.url, cause)
                 self.connected = False
-                patience_s = self._give_up_s if self._welcome else self._connect_timeout_s
+                patience_s = self._give_up_s if self.welcome else self._connect_timeout_s
                 if patience_s is not None and time.monotonic() - good_s > patience_s and self._reply is None:
                     raise LiveScoringError(f"{self.url}: {cause}; is `sarm-ray serve` running there?", "unreachable")
         except LiveScoringError as error:
@@ -719,9 +720,12 @@ class _Session:
         if welcome.get("protocol") != PROTOCOL:
             spoken = f"{self.url} speaks protocol {welcome.get('protocol')}, this client {PROTOCOL}"
             raise LiveScoringError(f"{spoken}; take the client of the server's version", "protocol")
-        self.num_reconnects += bool(self._welcome)
+        if not self.welcome:
+            self._started_s = welcome.get("started_s")  # with its name this tells the rollout from others
+        else:
+            self.num_reconnects += 1
         self._history.keep_s, self._history.keep_first = welcome["keep_s"], welcome["keep_first"]
-        self._welcome, self.connected, held_s = welcome, True, welcome["last_time_s"]
+        self.welcome, self.connected, held_s = welcome, True, welcome["last_time_s"]
         self._news.pulse()
         return self._history.replay(welcome["replay_times_s"], held_s), self._history.unanswered(held_s)
 
@@ -729,8 +733,9 @@ class _Session:
         history = self._history
         if history.last_time_s is None:
             return None  # nothing to go on from: what was sent is sent again
-        curve = self._scored.newest(self._welcome["heads"])
-        return {"first_time_s": history.first_time_s, "last_time_s": history.last_time_s, "curve": curve}
+        curve = self._scored.newest(self.welcome["heads"])
+        times = {"first_time_s": history.first_time_s, "last_time_s": history.last_time_s}
+        return {"started_s": self._started_s, **times, "curve": curve}
 
     async def _send(self, connection: ClientConnection, replay: list[SentFrame], unanswered: list[SentFrame]) -> None:
         """Send frames as they come. That the connection ended is for its reader to judge."""
@@ -739,7 +744,7 @@ class _Session:
                 await connection.send(frame.replayed)
             for frame in unanswered:
                 await connection.send(frame.message)
-                await asyncio.sleep(1 / self._welcome["max_frames_per_s"])
+                await asyncio.sleep(1 / self.welcome["max_frames_per_s"])
             since_s = time.monotonic()
             while True:
                 self._wake.clear()
@@ -778,7 +783,7 @@ class _Session:
     def _take_score(self, message: dict[str, Any]) -> None:
         frame = self._history.scored(message["time_s"], message["frame_index"] / self._hello["fps"])
         round_trip_s = None if frame is None else time.monotonic() - frame.added_s
-        score = parse_score(message, self._welcome["heads"], self._welcome["stages"], round_trip_s)
+        score = parse_score(message, self.welcome["heads"], self.welcome["stages"], round_trip_s)
         if not self._scored.add(score):
             return
         self.latest = score
@@ -795,14 +800,14 @@ class _Session:
             self._refuse(error)
             if self._strict:
                 raise error
-        elif code == "draining" or (code in _PASSING and self._welcome):
+        elif code == "draining" or (code in _PASSING and self.welcome):
             raise _Again(message["message"])
         else:
             raise error
 
     def _curve_of(self, reply: dict[str, Any] | None) -> Curve:
         """All that was scored, each frame once: as the server has it, and what it has no more."""
-        heads = self._welcome.get("heads", [])
+        heads = self.welcome.get("heads", [])
         rows = self._scored.merged([] if reply is None else _rows_of(reply, heads))
         counts = dict.fromkeys(_COUNTS, 0)
         if last := reply or (vars(self.latest) if self.latest else None):
@@ -877,6 +882,7 @@ class LiveScorer(_Session):
         latest: the newest Score; None before the first.
         errors: the newest 100 frames that were not taken: LiveScoringError.
         connected: whether the server is there at the moment.
+        welcome: what it said of itself when it was connected to last: `stages`, `score_hz`, `stride`, `replica` and more.
         num_added, num_unsent, num_refused, num_reconnects: frames handed over, dropped here, not taken; connections lost and
             made again.
 
