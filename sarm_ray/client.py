@@ -735,7 +735,8 @@ class _Session:
             return None  # nothing to go on from: what was sent is sent again
         curve = self._scored.newest(self.welcome["heads"])
         times = {"first_time_s": history.first_time_s, "last_time_s": history.last_time_s}
-        return {"started_s": self._started_s, **times, "curve": curve}
+        counts = {name: getattr(self.latest, name) for name in ("num_dropped", "num_skipped")} if self.latest else {}
+        return {"started_s": self._started_s, **times, **counts, "curve": curve}
 
     async def _send(self, connection: ClientConnection, replay: list[SentFrame], unanswered: list[SentFrame]) -> None:
         """Send frames as they come. That the connection ended is for its reader to judge."""

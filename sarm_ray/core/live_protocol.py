@@ -24,6 +24,7 @@ MAX_TASK_CHARACTERS = 1000
 MAX_FPS = 1000.0
 MAX_STATE_DIM = 4096
 SHOWN = 40  # characters of a client's value in a message
+RESUMED_COUNTS = ("num_dropped", "num_skipped")
 OUTCOMES = ("success", "partial", "failure")
 
 
@@ -88,12 +89,14 @@ class Resume:
         first_time_s, last_time_s: of its first frame and of its newest scored one.
         started_s: when it began, unix seconds, as the first welcome said; with its name it is the rollout's identity.
         columns: what was scored so far, by name; equally long lists.
+        counts: num_dropped and num_skipped of the newest score.
     """
 
     first_time_s: float
     last_time_s: float
     started_s: float | None = None
     columns: dict[str, list[float | None]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -323,8 +326,10 @@ def _read_resume(value: Any, heads: tuple[str, ...]) -> Resume:
         for number in column:
             if not (whole and number is None):
                 _number(number, f"resume.curve.{name}", -math.inf, math.inf)
+    counts = {name: int(_number(value.get(name, 0), f"resume.{name}", 0, 2.0**53)) for name in RESUMED_COUNTS}
     started = value.get("started_s")
-    return Resume(first, last, None if started is None else _number(started, "resume.started_s", 0, 2.0**32), columns)
+    started_s = None if started is None else _number(started, "resume.started_s", 0, 2.0**32)
+    return Resume(first, last, started_s, columns, counts)
 
 
 def _number(value: Any, name: str, least: float, most: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sarm_ray.core.live import Gathered, History, LiveWindow
-from sarm_ray.core.live_protocol import Frame, Hello, LiveLimits, Refusal
+from sarm_ray.core.live_protocol import Frame, Hello, LiveLimits, Refusal, Resume
 
 KEPT_REPLIES = 256
 MAX_WAITING_BYTES = 64 * 2**20
@@ -131,28 +131,35 @@ class Session:
         self.last_frame_s = self.counted_s = now_s
         self.allowance = limits.max_frames_per_s
         self.waiting_bytes = 0
+        self.caught_up_s = now_s
         if hello.resume:
-            self._resume(hello.resume.first_time_s, hello.resume.last_time_s, hello.resume.columns)
+            self._resume(hello.resume)
 
-    def _resume(self, first_s: float, last_s: float, columns: dict[str, list]) -> None:
+    def _resume(self, resume: Resume) -> None:
         """Go on where another replica was."""
-        self.first_s, self.newest_s = first_s, last_s
-        self.next_number = self._after(self.live.number(last_s - first_s))
-        self.num_replays = len(self.live.replay_times(last_s - first_s))
+        columns: dict[str, list] = resume.columns
+        self.first_s, self.newest_s = resume.first_time_s, resume.last_time_s
+        self.next_number = self._after(self.live.number(self.newest_s - self.first_s))
         rows = len(columns.get("time_s", []))
         self.curve.time_s = [float(each) for each in columns.get("time_s", [])]
         self.curve.frame_index = [int(each) for each in columns.get("frame_index", [])]
         for head in self.curve.heads:
             self.curve.progress[head] = list(columns.get(f"progress_{head}", [None] * rows))
             self.curve.stage[head], self.curve.confidence[head] = [None] * rows, [None] * rows
-        self.counts.num_received = self.counts.num_scored = rows
+        self.counts = Counts(num_received=rows + sum(resume.counts.values()), num_scored=rows, **resume.counts)
+        self.num_replays = len(self.replay_times())
 
     def replay_times(self) -> list[float]:
-        """Which frames the client is to send again, on its own clock."""
+        """Which frames the client is to send again, on its own clock: those that were encoded, by the curve it brought, or
+        where it brought none those that would have been.
+        """
         if not self.hello.resume or self.first_s is None or self.history.times:
             return []
-        first_s = self.first_s
-        return [first_s + each for each in self.live.replay_times(self.newest_s - first_s)]
+        first_s, live = self.first_s, self.live
+        if not self.curve.time_s:
+            return [first_s + each for each in live.replay_times(self.newest_s - first_s)]
+        reach_s = self.newest_s - live.span_s - live.half_gap_s
+        return [time_s for time_s in self.curve.time_s if time_s >= reach_s or (live.pinned and time_s <= first_s)]
 
     def receive(self, frame: Frame, now_s: float) -> bool:
         """Take a frame in, or leave it out because its turn has not come.
@@ -175,7 +182,7 @@ class Session:
         if elapsed_s > self.limits.max_session_s:
             longest = f"a session lasts at most {self.limits.max_session_s:g} s; start another one"
             raise Refusal("too_long", longest, fatal=True, time_s=frame.time_s)
-        self.newest_s, self.last_frame_s = frame.time_s, now_s
+        self.newest_s, self.last_frame_s, self.num_replays = frame.time_s, now_s, 0
         self.counts.num_received += 1
         number = self.live.number(elapsed_s)
         if number < self.next_number:
@@ -211,9 +218,16 @@ class Session:
         self.allowance -= 1
 
     def drop_late(self, now_s: float) -> None:
-        """Drop the oldest frames: those that waited too long, or take too much room. The newest one stays."""
+        """Drop the oldest frames: those that waited too long, or take too much room. The newest one stays.
+
+        Those that came while replayed frames were ahead of them are not to blame: their time counts from the end of that.
+        """
         waiting, longest = self.waiting, self.limits.max_wait_s
-        while len(waiting) > 1 and (self.waiting_bytes > MAX_WAITING_BYTES or now_s - waiting[0].received_s > longest):
+        if self.replays:
+            self.caught_up_s = now_s
+        while len(waiting) > 1 and (
+            self.waiting_bytes > MAX_WAITING_BYTES or now_s - max(waiting[0].received_s, self.caught_up_s) > longest
+        ):
             self.waiting_bytes -= waiting.popleft().frame.num_bytes
             self.counts.num_dropped += 1
 
@@ -223,6 +237,7 @@ class Session:
         taken: list[Waiting] = []
         while len(taken) < most and self.replays:
             taken.append(self.replays.popleft())
+            self.caught_up_s = now_s
         while len(taken) < most and self.waiting:
             taken.append(self.waiting.popleft())
             self.waiting_bytes -= taken[-1].frame.num_bytes

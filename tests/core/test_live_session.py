@@ -127,10 +127,12 @@ def test_a_reply_says_what_was_seen():
 
 
 def test_one_that_was_elsewhere_goes_on_with_its_curve_and_asks_for_its_window():
-    columns = {"time_s": [3.0, 6.0], "frame_index": [0, 30], "progress_sparse": [0.5, None]}
-    own = session(hello=Hello("push", 10.0, 2, ("sparse",), resume=Resume(3.0, 6.0, None, columns)))
+    scored = [3.0, 4.4, 4.6, 4.81, 5.2, 5.43, 6.0]  # what else there was, was dropped
+    columns = {"time_s": scored, "frame_index": [0, 14, 16, 18, 22, 24, 30], "progress_sparse": [0.5, *[None] * 6]}
+    resume = Resume(3.0, 6.0, None, columns, {"num_dropped": 5, "num_skipped": 8})
+    own = session(hello=Hello("push", 10.0, 2, ("sparse",), resume=resume))
     asked = own.replay_times()
-    assert asked == pytest.approx([3.0 + number / 10 for number in range(18, 31, 2)])
+    assert asked == scored[2:]  # 1.2 s and half a gap back
     for time_s in asked:
         own.receive(frame(time_s, replayed=True), now_s=0.0)
     with pytest.raises(Refusal, match="a replayed frame that was not asked for"):
@@ -142,12 +144,30 @@ def test_one_that_was_elsewhere_goes_on_with_its_curve_and_asks_for_its_window()
     (reply,) = score_all(own)
     assert (reply["frame_index"], reply["missing"], "dense" in reply) == (32, [], False)
     assert own.curve.columns() == {
-        "index": [0, 1, 2],
-        "episode_index": [0, 0, 0],
-        "frame_index": [0, 30, 32],
-        "progress_sparse": [0.5, None, 0.032],
+        "index": list(range(8)),
+        "episode_index": [0] * 8,
+        "frame_index": [0, 14, 16, 18, 22, 24, 30, 32],
+        "progress_sparse": [0.5, *[None] * 6, 0.032],
     }
+    assert own.counts.as_object() == {"num_received": 22, "num_scored": 8, "num_dropped": 5, "num_skipped": 9}
     assert own.replay_times() == []
+
+
+def test_one_that_brings_no_curve_is_asked_for_the_frames_that_would_have_been_scored():
+    own = session(hello=Hello("push", 10.0, 2, resume=Resume(3.0, 6.0)))
+    assert own.replay_times() == pytest.approx([3.0 + number / 10 for number in range(18, 31, 2)])
+
+
+def test_frames_that_wait_for_replayed_ones_do_not_grow_old():
+    own = session(hello=Hello("push", 10.0, 2, resume=Resume(0.0, 3.0)))
+    for time_s in own.replay_times():
+        own.receive(frame(time_s, replayed=True), now_s=0.0)
+    for count in range(5):
+        own.receive(frame(3.2 + count / 5), now_s=0.0)
+    assert len(own.take(7, now_s=2.0)) == 7  # the replayed ones took their time
+    assert [item.number for item in own.take(2, now_s=2.4)] == [32, 34]
+    assert [item.number for item in own.take(9, now_s=2.6)] == [40]  # and now they are late
+    assert own.counts.num_dropped == 2
 
 
 def test_replayed_frames_come_in_order_and_before_new_ones():

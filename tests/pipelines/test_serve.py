@@ -292,12 +292,13 @@ def test_a_second_socket_takes_a_session_over_and_hears_what_the_first_missed(se
 
 def test_a_replica_that_never_saw_the_session_asks_for_what_it_needs(server, robots):
     """A new name stands for a new replica: nobody holds it."""
-    columns = {"time_s": [0.0, 29 / FPS], "frame_index": [0, 29], "progress_sparse": [0.1, None]}
+    known = list(range(30))
+    columns = {"time_s": [frame / FPS for frame in known], "frame_index": known, "progress_sparse": [0.1] * 29 + [None]}
     resume = {"first_time_s": 0.0, "last_time_s": 29 / FPS, "started_s": 1_790_000_000.0, "curve": columns}
     robot = Robot(server, "moved", resume=resume)
     assert robot.welcome["started_s"] == 1_790_000_000.0
     asked = [round(time_s * FPS) for time_s in robot.welcome["replay_times_s"]]
-    assert asked == list(range(29 - 4 * GAP, 30))
+    assert asked == list(range(29 - 4 * GAP - GAP // 2, 30))
     for frame in asked:
         robot.show(frame / FPS, robots.states[0][frame], robots.images[0][frame], replayed=True)
     frames = range(30, 60)
@@ -305,5 +306,5 @@ def test_a_replica_that_never_saw_the_session_asks_for_what_it_needs(server, rob
     robot.show(1.0, robots.states[0][30], robots.images[0][30], replayed=True)
     assert robot.hear()["message"] == "a replayed frame that was not asked for"
     curve = robot.close()
-    assert curve["columns"]["frame_index"] == [0, 29, *frames]
-    assert curve["columns"]["progress_sparse"][:2] == [0.1, None]
+    assert curve["columns"]["frame_index"] == [*known, *frames]
+    assert curve["columns"]["progress_sparse"][:30] == [0.1] * 29 + [None]

@@ -61,7 +61,14 @@ class Clips:
         scores = [{key: value for key, value in reply.items() if key not in PER_FRAME} for reply in clip.messages]
         columns = session.curve.columns()
         total_ms = round(1000 * (time.monotonic() - started), 2)
-        return {"columns": columns, "time_s": session.curve.time_s, "scores": scores, "timings_ms": {"total": total_ms}}
+        stages = {head: model.stages[head] for head in session.curve.heads}
+        return {
+            "columns": columns,
+            "stages": stages,
+            "time_s": session.curve.time_s,
+            "scores": scores,
+            "timings_ms": {"total": total_ms},
+        }
 
 
 def _patient(limits: LiveLimits) -> LiveLimits:

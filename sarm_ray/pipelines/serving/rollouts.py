@@ -17,6 +17,7 @@ from sarm_ray.data.images import jpeg
 MAX_OUTBOX = 1024  # messages that a client which does not read them may leave standing
 THUMBNAIL_EVERY_S = 0.5
 MAX_THUMBNAILS = 64
+LATELY_S = 10.0
 TAKEN_OVER, GOING_AWAY, TRY_LATER = 4409, 1012, 1013
 
 
@@ -127,6 +128,9 @@ class Rollouts:
     def __init__(self, limits: LiveLimits, on_end: Callable[[Rollout], Awaitable[None]]):
         self.limits, self.on_end = limits, on_end
         self.by_name: dict[str, Rollout] = {}
+        self.lately: dict[
+            str, Rollout
+        ] = {}  # closed; a client whose connection broke before it had its curve asks again
         self.opening = 0
         self.draining = False
 
@@ -143,8 +147,10 @@ class Rollouts:
 
     def held(self, name: str, hello: Hello) -> Rollout | None:
         """The session that a client comes back to, if this replica has it."""
-        rollout, resume = self.by_name.get(name), hello.resume
-        if rollout is None or resume is None or rollout.session.first_s != resume.first_time_s:
+        rollout, resume = self.by_name.get(name) or self.lately.get(name), hello.resume
+        if rollout is None or resume is None or rollout.session.first_s is None:
+            return None
+        if abs(rollout.session.first_s - resume.first_time_s) > 0.5 / hello.fps:
             return None
         before = rollout.session.hello
         return (
@@ -180,11 +186,16 @@ class Rollouts:
             rollout.ended, rollout.changed = why, True
             if self.by_name.get(rollout.session.name) is rollout:
                 del self.by_name[rollout.session.name]
+            if why == "closed":
+                self.lately[rollout.session.name] = rollout
             await self.on_end(rollout)
 
     async def sweep(self) -> None:
         """End the sessions that have been idle for too long, with or without a client."""
         now = time.monotonic()
+        for name, rollout in list(self.lately.items()):
+            if now - rollout.session.last_frame_s > LATELY_S + self.limits.idle_s:
+                del self.lately[name]
         for rollout in self:
             if rollout.busy or now - rollout.session.last_frame_s < self.limits.idle_s:
                 continue
