@@ -1,4 +1,4 @@
-"""10,000 messages that no client of ours sends, on sockets and over HTTP: the server lives, healthy robots notice nothing."""
+"""10,000 messages that no client of ours sends, over sockets and HTTP: the server lives, healthy robots notice nothing."""
 
 import json
 import random
