@@ -7,7 +7,7 @@ Pure: time comes as an argument (`now_s`, seconds on the server's monotonic cloc
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,15 @@ class Waiting:
         elapsed_s: since the session's first frame.
         number: its frame number.
         received_s: when it came.
+        num_received, num_skipped: frames up to this one.
     """
 
     frame: Frame
     elapsed_s: float
     number: int
     received_s: float
+    num_received: int = 0
+    num_skipped: int = 0
 
 
 @dataclass
@@ -189,7 +192,8 @@ class Session:
             self.counts.num_skipped += 1
             return False
         self.next_number = self._after(number)
-        self.waiting.append(Waiting(frame, elapsed_s, number, now_s))
+        so_far = (self.counts.num_received, self.counts.num_skipped)
+        self.waiting.append(Waiting(frame, elapsed_s, number, now_s, *so_far))
         self.waiting_bytes += frame.num_bytes
         self.drop_late(now_s)
         return True
@@ -230,6 +234,13 @@ class Session:
         ):
             self.waiting_bytes -= waiting.popleft().frame.num_bytes
             self.counts.num_dropped += 1
+
+    def drop_all(self) -> None:
+        """Drop what waits: the session is over."""
+        self.counts.num_dropped += len(self.waiting)
+        self.replays.clear()
+        self.waiting.clear()
+        self.waiting_bytes = 0
 
     def take(self, most: int, now_s: float) -> list[Waiting]:
         """The next frames to encode, oldest first; replayed ones before new ones."""
@@ -272,7 +283,8 @@ class Session:
             **objects,
             "slots_off_s": round(gathered.off_s, 6),
             "missing": [round(each, 6) for each in gathered.missing],
-            **self.counts.as_object(),
+            # as of this frame, so that a client that goes on from it elsewhere counts no frame twice
+            **replace(self.counts, num_received=item.num_received, num_skipped=item.num_skipped).as_object(),
             "timings_ms": {name: round(value, 2) for name, value in timings_ms.items()},
         }
         self.replies.append(reply)

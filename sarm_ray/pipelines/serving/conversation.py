@@ -23,7 +23,7 @@ from sarm_ray.pipelines.serving.plan import LiveModel
 from sarm_ray.pipelines.serving.rollouts import GOING_AWAY, MAX_THUMBNAILS, TRY_LATER, Connection, Rollout, Rollouts
 
 HELLO_TIMEOUT_S = 10.0
-FINISH_TIMEOUT_S = 10.0
+FINISH_TIMEOUT_S = 60.0  # networks may be starting anew meanwhile
 POLICY_VIOLATION, NORMAL = 1008, 1000
 CLOSE_CODES = {"full": TRY_LATER, "draining": GOING_AWAY}
 

@@ -26,7 +26,7 @@ from sarm_ray.pipelines.serving.rollouts import Rollout, Rollouts
 
 BOARD = "board"
 READY_TIMEOUT_S = 5.0
-RETRY_S = 15.0
+RETRY_S = 60.0
 CPU_GROUP, GPU_GROUP = 8, 128
 log = logging.getLogger("sarm_ray.serve")
 

@@ -111,9 +111,12 @@ class Rollout:
             self._thumbnail_gap_s *= 2
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until the frames that came are scored."""
+        """Wait until the frames that came are scored; those that are not by then are dropped."""
         until = time.monotonic() + timeout_s
-        while (self.busy or self.session.num_waiting) and time.monotonic() < until:
+        while self.busy or self.session.num_waiting:
+            if time.monotonic() > until:
+                self.session.drop_all()
+                return
             await asyncio.sleep(0.005)
 
 
