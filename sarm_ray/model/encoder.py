@@ -60,6 +60,11 @@ class EncoderInfo:
         """The same for every copy of an encoder, wherever it lies and whatever it is called."""
         return self.name if self.folder is None else "clip"
 
+    @property
+    def relative_cost(self) -> float:
+        """What an image costs on a CPU, CLIP ViT-B/32 being 1; a small CLIP counts as one."""
+        return 0.25 if self.folder is None else 1.0
+
 
 def describe_encoder(name: str, folder: str | None) -> EncoderInfo:
     """Facts about an encoder.

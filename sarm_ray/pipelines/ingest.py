@@ -6,6 +6,7 @@ A job is up to JOB_CHUNKS consecutive chunks of one file, which is opened once. 
 an error, and ends in the report. What is in the store is not in the plan.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ def encode_pipeline(
             batch_size=1,
             fn_constructor_kwargs={**encoder, "stop_marker": stop_marker},
             **ARROW,
-            **actor_options(cluster, jobs.num_rows, num_frames, alone),
+            **actor_options(cluster, jobs.num_rows, math.ceil(num_frames * info.relative_cost), alone),
         )
         .map_batches(
             commit_features,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
