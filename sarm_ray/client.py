@@ -515,6 +515,7 @@ class _Session:
         self._pending: deque[SentFrame] = deque()
         self._scored = ScoredRows()
         self._last_time_s = -math.inf  # of the frame last added
+        self._last_refused = False  # by this client
         self._close: dict[str, Any] | None = None  # what to say when all is sent
         self._reply: dict[str, Any] | None = None  # the server's curve
         self._fatal: LiveScoringError | None = None
@@ -551,11 +552,13 @@ class _Session:
         added_s = time.monotonic()
         time_s = added_s if time_s is None else float(time_s)
         self.num_added += 1
+        self._last_refused = False
         try:
             message = self._checked(pack_frame(frame, state, time_s), time_s)
         except LiveScoringError as error:
             if self._strict:
                 raise
+            self._last_refused = True
             self._refuse(error)
             return
         with self._lock:
@@ -624,6 +627,8 @@ class _Session:
     async def _wait(self, timeout_s: float) -> Score | None:
         """The newest score as soon as it is that of the frame last added, or a later one; None where none comes in time."""
         wanted = self._last_time_s
+        if self._last_refused:
+            return None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.latest is None or self.latest.time_s < wanted:

@@ -237,6 +237,8 @@ class Board:
 
 def _finite(value: Any) -> Any:
     """JSON has no NaN, and one of them would take the page from every viewer."""
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

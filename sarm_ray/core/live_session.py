@@ -6,17 +6,18 @@ Pure: time comes as an argument (`now_s`, seconds on the server's monotonic cloc
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sarm_ray.core.live import Gathered, History, LiveWindow
-from sarm_ray.core.live_protocol import Frame, Hello, LiveLimits, Refusal, Resume
+from sarm_ray.core.live_frames import Frame
+from sarm_ray.core.live_protocol import Hello, LiveLimits, Refusal, Resume
 
 KEPT_REPLIES = 256
-MAX_WAITING_BYTES = 64 * 2**20
+MAX_WAITING_BYTES = 32 * 2**20
+MAX_REPLAYED_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ class Session:
         self.caught_up_s = now_s
         if hello.resume:
             self._resume(hello.resume)
+        self.counted = replace(self.counts)  # what was told of elsewhere
 
     def _resume(self, resume: Resume) -> None:
         """Go on where another replica was."""
@@ -162,7 +164,9 @@ class Session:
         if not self.curve.time_s:
             return [first_s + each for each in live.replay_times(self.newest_s - first_s)]
         reach_s = self.newest_s - live.span_s - live.half_gap_s
-        return [time_s for time_s in self.curve.time_s if time_s >= reach_s or (live.pinned and time_s <= first_s)]
+        reached = [time_s for time_s in self.curve.time_s if time_s >= reach_s]
+        pinned = self.curve.time_s[:1] if live.pinned and self.curve.time_s[0] < reach_s else []
+        return pinned + reached
 
     def receive(self, frame: Frame, now_s: float) -> bool:
         """Take a frame in, or leave it out because its turn has not come.
@@ -202,11 +206,13 @@ class Session:
         first_s = self.first_s
         if self.num_replays == 0 or first_s is None or self.waiting or frame.time_s < first_s - self.live.half_gap_s:
             raise Refusal("bad_message", "a replayed frame that was not asked for", time_s=frame.time_s)
-        if frame.time_s <= self.replay_s or frame.time_s > self.newest_s:
-            raise Refusal("time_order", "replayed frames are out of order", time_s=frame.time_s)
-        self.num_replays -= 1
-        self.replay_s, self.last_frame_s = frame.time_s, now_s
         elapsed_s = frame.time_s - first_s
+        if elapsed_s <= self.replay_s or frame.time_s > self.newest_s:
+            raise Refusal("time_order", "replayed frames are out of order", time_s=frame.time_s)
+        if sum(item.frame.num_bytes for item in self.replays) + frame.num_bytes > MAX_REPLAYED_BYTES:
+            raise Refusal("too_large", "too many bytes of replayed frames; send JPEG", time_s=frame.time_s)
+        self.num_replays -= 1
+        self.replay_s, self.last_frame_s = elapsed_s, now_s
         self.replays.append(Waiting(frame, elapsed_s, self.live.number(elapsed_s), now_s))
         return True
 
@@ -229,10 +235,14 @@ class Session:
         waiting, longest = self.waiting, self.limits.max_wait_s
         if self.replays:
             self.caught_up_s = now_s
-        while len(waiting) > 1 and (
-            self.waiting_bytes > MAX_WAITING_BYTES or now_s - max(waiting[0].received_s, self.caught_up_s) > longest
+        # a pinned first frame is in every window: without it there would never be a score
+        oldest = int(self.live.pinned and bool(waiting) and waiting[0].number == 0)
+        while oldest < len(waiting) - 1 and (
+            self.waiting_bytes > MAX_WAITING_BYTES
+            or now_s - max(waiting[oldest].received_s, self.caught_up_s) > longest
         ):
-            self.waiting_bytes -= waiting.popleft().frame.num_bytes
+            self.waiting_bytes -= waiting[oldest].frame.num_bytes
+            del waiting[oldest]
             self.counts.num_dropped += 1
 
     def drop_all(self) -> None:
@@ -270,7 +280,7 @@ class Session:
         self.counts.num_scored += 1
         self.curve.time_s.append(item.frame.time_s)
         self.curve.frame_index.append(item.number)
-        whole = not gathered.missing
+        whole = not gathered.missing and all(np.isfinite(scores[head].progress) for head in self.curve.heads)
         objects = {head: scores[head].as_object() if whole else dict(NO_SCORE) for head in self.curve.heads}
         for head, value in objects.items():
             self.curve.progress[head].append(value["progress"])
@@ -306,9 +316,3 @@ class Session:
     def _after(self, number: int) -> int:
         """The next number that is due after a scored one."""
         return (number // self.live.stride + 1) * self.live.stride
-
-
-def due_first(sessions: Sequence[Session]) -> list[Session]:
-    """Sessions that have frames waiting, the one whose oldest frame waited longest first."""
-    ready = [session for session in sessions if session.num_waiting]
-    return sorted(ready, key=lambda each: (each.replays or each.waiting)[0].received_s)

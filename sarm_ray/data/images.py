@@ -6,8 +6,12 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import UnidentifiedImageError
 
-from sarm_ray.core.live_protocol import Image, LiveLimits, Refusal, check_pixels
+from sarm_ray.core.live_frames import Image, check_pixels
+from sarm_ray.core.live_protocol import LiveLimits, Refusal
 from sarm_ray.data.resizing import resize_and_crop
+
+START_OF_SCAN = b"\xff\xda"
+MAX_SCANS = 64  # of a progressive JPEG; each takes as long as a whole picture, and twenty thousand fit into a few bytes
 
 
 def decode_image(image: Image, size: int, limits: LiveLimits) -> np.ndarray:
@@ -23,13 +27,15 @@ def _pixels(image: Image, limits: LiveLimits) -> np.ndarray:
     """(H, W, 3) uint8."""
     if image.kind == "raw":
         return np.frombuffer(image.data, dtype=np.uint8).reshape(image.height, image.width, 3)
+    if image.kind == "jpeg" and bytes(image.data).count(START_OF_SCAN) > MAX_SCANS:
+        raise Refusal("bad_image", f"a JPEG of more than {MAX_SCANS} scans")
     try:
         with Picture.open(io.BytesIO(image.data), formats=[image.kind]) as picture:
             check_pixels(picture.height, picture.width, limits)
             return np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
-        if isinstance(error, Refusal):
-            raise
+    except Refusal:
+        raise
+    except Exception as error:  # noqa: BLE001  # Pillow raises whatever a broken file leads it to
         reason = (
             "cannot be identified" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         )

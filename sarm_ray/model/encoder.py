@@ -161,8 +161,18 @@ def encode_texts(info: EncoderInfo, texts: list[str]) -> np.ndarray:
     Raises:
         EncoderError: no tokenizer, or weights that cannot be read or are not all there.
     """
+    encode = load_text_encoder(info)
+    return np.stack([encode(text) for text in texts])
+
+
+def load_text_encoder(info: EncoderInfo) -> Callable[[str], np.ndarray]:
+    """A function from a task text to its feature, (text_dim,) float32.
+
+    Raises:
+        EncoderError: see `encode_texts`.
+    """
     if info.folder is None:
-        return np.stack([hash_text(text) for text in texts])
+        return hash_text
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     if not any((Path(info.folder) / file).exists() for file in TOKENIZER_FILES):
@@ -170,12 +180,14 @@ def encode_texts(info: EncoderInfo, texts: list[str]) -> np.ndarray:
     with _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(info.folder)
     model = _load_tower(CLIPTextModelWithProjection, info.folder, torch.float32)
-    features, limit = [], model.config.max_position_embeddings
-    with torch.inference_mode():
-        for text in texts:
-            tokens = tokenizer([text], padding=True, truncation=True, max_length=limit, return_tensors="pt")
-            features.append(model(**tokens).text_embeds[0].numpy())
-    return np.stack(features)
+    limit = model.config.max_position_embeddings
+
+    @torch.inference_mode()
+    def encode(text: str) -> np.ndarray:
+        tokens = tokenizer([text], padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        return model(**tokens).text_embeds[0].numpy()
+
+    return encode
 
 
 def hash_text(text: str) -> np.ndarray:

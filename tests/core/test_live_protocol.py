@@ -8,17 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sarm_ray.core.live_protocol import (
-    MAX_STATE_DIM,
-    Frame,
-    Hello,
-    LiveLimits,
-    Refusal,
-    read_frame,
-    read_hello,
-    read_outcome,
-    split_clip,
-)
+from sarm_ray.core.live import LiveWindow
+from sarm_ray.core.live_frames import Frame, read_frame, split_clip
+from sarm_ray.core.live_protocol import MAX_STATE_DIM, Hello, LiveLimits, Refusal, read_hello, read_outcome
+from sarm_ray.core.live_session import Session
+from sarm_ray.core.windows import Window
 
 LIMITS = LiveLimits()
 HEADS = ("sparse", "dense")
@@ -95,7 +89,12 @@ def test_a_hello_with_one_odd_value_is_a_hello_or_a_fatal_refusal(key, value):
         assert set(hello.heads) <= set(HEADS)
 
 
-@given(curve=st.dictionaries(st.sampled_from(["time_s", "frame_index", "progress_sparse", "x"]), JSON, max_size=4))
+@given(
+    curve=st.dictionaries(st.sampled_from(["time_s", "frame_index", "progress_sparse", "x"]), JSON, max_size=4)
+    | st.lists(st.integers(0, 30), unique=True, max_size=9).map(
+        lambda frames: {"time_s": [f / 30 for f in sorted(frames)], "frame_index": sorted(frames)}
+    )
+)
 def test_any_curve_that_a_client_brings_is_columns_of_numbers_or_refused(curve):
     resume = {"first_time_s": 0, "last_time_s": 1, "curve": curve}
     hello = taken(read_hello, json.dumps(HELLO | {"resume": resume}), HEADS, 3)
@@ -105,6 +104,11 @@ def test_any_curve_that_a_client_brings_is_columns_of_numbers_or_refused(curve):
     columns = hello.resume.columns
     assert len({len(column) for column in columns.values()}) <= 1
     assert "x" not in columns
+    # and what passed makes a session whose curve can be written down
+    live = LiveWindow(Window(live=True), hello.fps, 3)
+    session = Session("one", hello, live, HEADS, LIMITS, 0.0)
+    assert len(session.replay_times()) <= 50
+    json.dumps(session.curve_message(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_any_curve_that_a_client_brings_is_columns_of_numbers_or_refused(curve):
         ({"fps": 10**400}, f"fps must be within 0.001 and 1000, not 1{39 * '0'}..."),
         ({"score_hz": -1}, "score_hz must be within 0.001 and 1000, not -1"),
         ({"resume": 3}, "resume must be an object"),
-        ({"resume": {"first_time_s": 5, "last_time_s": 4}}, "resume.last_time_s must be within 5 and inf, not 4"),
+        ({"resume": {"first_time_s": 5, "last_time_s": 4}}, "resume.last_time_s must be within 5 and 14405, not 4"),
         (
             {"resume": {"first_time_s": 0, "last_time_s": 1, "curve": {"time_s": [1], "frame_index": [1, 2]}}},
             "resume.curve needs time_s, frame_index and progress of equal lengths",
@@ -124,6 +128,19 @@ def test_any_curve_that_a_client_brings_is_columns_of_numbers_or_refused(curve):
             {"resume": {"first_time_s": 0, "last_time_s": 1, "curve": {"time_s": ["a"], "frame_index": [1]}}},
             "resume.curve.time_s must be a number, not 'a'",
         ),
+        (
+            {"resume": {"first_time_s": 0, "last_time_s": 1, "curve": {"time_s": [0.5, 0.5], "frame_index": [1, 2]}}},
+            "resume.curve.time_s must ascend",
+        ),
+        (
+            {"resume": {"first_time_s": 0, "last_time_s": 1, "curve": {"time_s": [0.5], "frame_index": [10**300]}}},
+            f"resume.curve.frame_index must be within 0 and 30, not 1{39 * '0'}...",
+        ),
+        (
+            {"resume": {"first_time_s": -1e308, "last_time_s": 1e308}},
+            "resume.first_time_s must be within -1e+12 and 1e+12, not -1e+308",
+        ),
+        ({"task": "\ud800"}, "task must be a text of at most 1000 characters"),
     ],
 )
 def test_what_cannot_be_is_named(changes, message):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarm_ray.core.live import LiveWindow
-from sarm_ray.core.live_protocol import Frame, Hello, Image, LiveLimits, Refusal, Resume
+from sarm_ray.core.live_frames import Frame, Image
+from sarm_ray.core.live_protocol import Hello, LiveLimits, Refusal, Resume
 from sarm_ray.core.live_session import HeadScore, Session
 from sarm_ray.core.windows import Window
 
@@ -82,7 +83,34 @@ def test_frames_that_wait_take_a_bounded_room():
     own = session(live=LiveWindow(LIVE.window, 10.0, 1))
     for count in range(20):
         own.receive(frame(count / 10, num_bytes=8 * 2**20), now_s=0.0)
-    assert (own.num_waiting, own.counts.num_dropped) == (8, 12)
+    assert (own.num_waiting, own.counts.num_dropped) == (4, 16)
+    moved = session(hello=Hello("push", 10.0, 2, resume=Resume(0.0, 3.0)))
+    asked = moved.replay_times()
+    for time_s in asked[:4]:
+        moved.receive(frame(time_s, replayed=True, num_bytes=32 * 2**20), now_s=0.0)
+    with pytest.raises(Refusal, match="too many bytes of replayed frames"):
+        moved.receive(frame(asked[4], replayed=True, num_bytes=2**20), now_s=0.0)
+
+
+def test_a_pinned_first_frame_is_never_dropped():
+    """Every window of a past model shows it: without it there would never be a score again."""
+    own = session(
+        LiveLimits(max_frames_per_s=1e6, max_wait_s=0.5), live=LiveWindow(Window(4, 6, "past", live=True), 10.0, 1)
+    )
+    for count in range(20):
+        own.receive(frame(count / 10), now_s=count / 10)
+    assert [item.number for item in own.waiting] == [0, 14, 15, 16, 17, 18, 19]
+    assert score_all(own, 1.9)[-1]["missing"] == [-1.4, -0.9]  # slots on dropped frames; but the first one, at -1.9
+
+
+def test_a_score_that_is_no_number_is_none():
+    own = session()
+    own.receive(frame(0.0), now_s=0.0)
+    (item,) = own.take(1, 0.0)
+    gathered = own.place(item, np.zeros(1), np.zeros(2))
+    scores = {head: HeadScore(float("nan"), np.full(3, np.nan, dtype=np.float32)) for head in ("sparse", "dense")}
+    assert own.record(item, gathered, scores, {})["sparse"]["progress"] is None
+    assert own.curve.progress["sparse"] == [None]
 
 
 def test_a_flood_is_refused_and_forgiven():

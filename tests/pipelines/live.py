@@ -165,11 +165,17 @@ def at_once(*calls: Any) -> list[Any]:
     results: list[Any] = [None] * len(calls)
 
     def run(place: int) -> None:
-        results[place] = calls[place]()
+        try:
+            results[place] = calls[place]()
+        except BaseException as error:  # noqa: BLE001  # raised below, in the test's own thread
+            results[place] = error
 
     threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
     return results

@@ -1,6 +1,7 @@
 """The routes of a replica, as one FastAPI application."""
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from sarm_ray.pipelines.serving.guard import Guard
 DESCRIPTION = """Progress of robot rollouts while they run. A robot opens a WebSocket at `/v1/sessions/{id}`, says hello, and
 sends camera frames; README of sarm_ray, "Live protocol", has every message. `sarm_ray/client.py` speaks it."""
 STATUS = {"token": 401, "origin": 403, "too_large": 413, "full": 503, "draining": 503, "internal": 500}
+log = logging.getLogger("sarm_ray.serve")
 
 
 class Services(Protocol):
@@ -28,7 +30,7 @@ class Services(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
-    async def score_clip(self, body: bytes) -> dict[str, Any]: ...
+    async def score_clip(self, read: Callable[[], Awaitable[bytes]]) -> dict[str, Any]: ...
 
     async def converse(self, socket: WebSocket, session: str) -> None: ...
 
@@ -58,7 +60,7 @@ def build_api(services: Services) -> FastAPI:
     @api.post("/v1/score", summary="Score a whole short clip", openapi_extra=CLIP_BODY)
     async def score(request: Request) -> Response:
         async def scored() -> dict[str, Any]:
-            return await services.score_clip(await read_body(request, services.limits.max_clip_bytes))
+            return await services.score_clip(lambda: read_body(request, services.limits.max_clip_bytes))
 
         return await _answer(services.guard, request, scored)
 
@@ -111,8 +113,15 @@ async def _answer(guard: Guard, request: Request, call: Callable[[], Awaitable[d
         guard.check(request.headers)
         return Response(json.dumps(await call(), allow_nan=False), media_type="application/json")
     except Refusal as refusal:
-        error = {"code": refusal.code, "message": refusal.message, "time_s": refusal.time_s}
-        return JSONResponse({"error": error}, STATUS.get(refusal.code, 400))
+        return _refused(refusal)
+    except Exception:
+        log.exception("%s", request.url.path)
+        return _refused(Refusal("internal", "the server could not answer; try again"))
+
+
+def _refused(refusal: Refusal) -> Response:
+    error = {"code": refusal.code, "message": refusal.message, "time_s": refusal.time_s}
+    return JSONResponse({"error": error}, STATUS.get(refusal.code, 400))
 
 
 async def _let_in(check: Callable[[Any], None], socket: WebSocket) -> bool:

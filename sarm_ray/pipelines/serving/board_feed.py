@@ -37,6 +37,12 @@ class Feed:
             self.pushed_s.pop(rollout.session.name, None)
         return updates
 
+    def take_back(self, running: Iterable[Rollout], ended: list[Rollout]) -> None:
+        """What was said of these was not heard: all of it is said again."""
+        self.ended = ended + self.ended
+        for rollout in [*running, *ended]:
+            rollout.changed, rollout.num_pushed = True, 0
+
     def _update(self, rollout: Rollout) -> Update:
         session, newest = rollout.session, rollout.newest
         curve, head = session.curve, session.curve.heads[0]

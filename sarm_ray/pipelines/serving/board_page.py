@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from sarm_ray.report.page_html import Parts, assemble_page
 
 EVERY_S = 0.5
-FIRST_MESSAGE_S = 10.0
+FIRST_MESSAGE_S = 3.0  # a socket that has not shown its token holds a place
 SEND_S = 30.0  # a viewer that takes longer for one message is gone, or might as well be
 MAX_FIRST_MESSAGE = 8192  # characters
 POLICY_VIOLATION = 1008  # close code

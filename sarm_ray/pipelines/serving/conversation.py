@@ -1,18 +1,19 @@
 """A session's socket, from hello to the curve."""
 
 import asyncio
+import logging
 import time
 from typing import Any
 
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from sarm_ray.core.live_frames import read_frame
 from sarm_ray.core.live_protocol import (
     PROTOCOL,
     SESSION_NAME,
     Hello,
     Refusal,
-    read_frame,
     read_hello,
     read_object,
     read_outcome,
@@ -24,8 +25,10 @@ from sarm_ray.pipelines.serving.rollouts import GOING_AWAY, MAX_THUMBNAILS, TRY_
 
 HELLO_TIMEOUT_S = 10.0
 FINISH_TIMEOUT_S = 60.0  # networks may be starting anew meanwhile
-POLICY_VIOLATION, NORMAL = 1008, 1000
+KEPT_TEXTS = 256
+POLICY_VIOLATION, NORMAL, INTERNAL_ERROR = 1008, 1000, 1011
 CLOSE_CODES = {"full": TRY_LATER, "draining": GOING_AWAY}
+log = logging.getLogger("sarm_ray.serve")
 
 
 class Conversations:
@@ -41,7 +44,7 @@ class Conversations:
 
     def __init__(self, name: str, model: LiveModel, engine: Engine, rollouts: Rollouts, encode_text: Any):
         self.name, self.model, self.engine, self.rollouts, self.encode_text = name, model, engine, rollouts, encode_text
-        self.texts: dict[str, np.ndarray] = {}
+        self.texts: dict[str, asyncio.Future[np.ndarray]] = {}
 
     async def converse(self, socket: WebSocket, session: str) -> None:
         """Serve one accepted socket until it is closed."""
@@ -49,24 +52,34 @@ class Conversations:
         rollout = None
         try:
             rollout = await self._open(socket, connection, session)
-            await self._listen(socket, rollout)
+            await self._listen(socket, connection, rollout)
         except Refusal as refusal:
             connection.send(refusal.as_object())
             connection.close(CLOSE_CODES.get(refusal.code, POLICY_VIOLATION), refusal.code)
         except WebSocketDisconnect:
-            connection.close(NORMAL)
+            pass
+        except Exception:
+            log.exception("session %s", session)
+            message = "the server could not go on with this session; connect again"
+            connection.send(Refusal("internal", message, fatal=True).as_object())
+            connection.close(INTERNAL_ERROR, "internal")
         finally:
             if rollout is not None:
                 self.rollouts.detach(rollout, connection)
+            connection.close(NORMAL)
             await connection.closed()
 
     async def text_feature(self, text: str) -> np.ndarray:
-        """(E,) float32; texts that were asked for lately are remembered."""
+        """(E,) float32; the newest texts are remembered, and one that many robots ask for at once is encoded once."""
         if text not in self.texts:
-            if len(self.texts) >= 256:
+            if len(self.texts) >= KEPT_TEXTS:
                 self.texts.pop(next(iter(self.texts)))
-            self.texts[text] = await self.encode_text(text)
-        return self.texts[text]
+            self.texts[text] = asyncio.ensure_future(self.encode_text(text))
+        try:
+            return await asyncio.shield(self.texts[text])
+        except Exception:
+            self.texts.pop(text, None)  # the next robot tries again
+            raise
 
     async def _open(self, socket: WebSocket, connection: Connection, name: str) -> Rollout:
         if not SESSION_NAME.fullmatch(name):
@@ -76,7 +89,7 @@ class Conversations:
         except TimeoutError:
             raise Refusal("hello", f"no hello within {HELLO_TIMEOUT_S:g} s", fatal=True) from None
         self.rollouts.check_room(name)
-        hello = read_hello(self._text_of(message), self.model.heads, self.model.state_dim)
+        hello = read_hello(self._text_of(message), self.model.heads, self.model.state_dim, self.model.limits)
         rollout = self.rollouts.held(name, hello)
         last_s = None
         if rollout is None:
@@ -119,12 +132,12 @@ class Conversations:
             "max_frames_per_s": limits.max_frames_per_s,
         }
 
-    async def _listen(self, socket: WebSocket, rollout: Rollout) -> None:
+    async def _listen(self, socket: WebSocket, connection: Connection, rollout: Rollout) -> None:
         num_refused = 0
         while True:
             message = await socket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1005))
+            if message["type"] == "websocket.disconnect" or rollout.connection is not connection:
+                raise WebSocketDisconnect(message.get("code", 1005))  # or another socket speaks for the session now
             try:
                 data = message.get("bytes")
                 if data is None:

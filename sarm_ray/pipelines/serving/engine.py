@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sarm_ray.core.live_protocol import Frame, LiveLimits, Refusal
+from sarm_ray.core.live_frames import Frame
+from sarm_ray.core.live_protocol import LiveLimits, Refusal
 from sarm_ray.core.live_session import HeadScore, Session, Waiting
 from sarm_ray.data.images import decode_image
 from sarm_ray.model.scorer import HeadScores
@@ -90,7 +91,7 @@ class Engine:
             log.exception("a group of %d frames was lost", len(group))
             message = f"the frame could not be scored ({type(error).__name__}); it is dropped"
             for source, item in group:
-                source.session.counts.num_dropped += 1
+                source.session.counts.num_dropped += not item.frame.replayed
                 source.send(Refusal("internal", message, time_s=item.frame.time_s).as_object())
         finally:
             self.under_way -= 1
@@ -122,7 +123,11 @@ class Engine:
         features = features.reshape(len(good), -1)  # the cameras side by side
         placed = []
         for (source, item, images), feature in zip(good, features, strict=True):
-            gathered = source.session.place(item, feature, self.model.normalize(item.frame.state))
+            try:
+                gathered = source.session.place(item, feature, self.model.normalize(item.frame.state))
+            except ValueError as error:  # of this session alone
+                source.send(Refusal("time_order", str(error), time_s=item.frame.time_s).as_object())
+                continue
             if gathered is not None:
                 placed.append((source, item, images, gathered))
         if not placed:
@@ -133,7 +138,9 @@ class Engine:
             np.stack([source.text for source, *_ in placed]),
         )
         ended = time.monotonic()
-        self.observe(num_frames=len(placed), decode=decode_s, encode=encode_s, score=score_s)
+        received = [item.received_s for _, item, *_ in placed]
+        waited = {"queue": begun - min(received), "total": ended - min(received)}
+        self.observe(num_frames=len(placed), decode=decode_s, encode=encode_s, score=score_s, **waited)
         for row, (source, item, images, gathered) in enumerate(placed):
             seconds = {
                 "queue": begun - item.received_s,

@@ -1,12 +1,15 @@
 """What Prometheus sees, by Ray's own exporter: every node's metrics port."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from ray.serve import metrics
 
-from sarm_ray.core.live_session import Counts
+from sarm_ray.core.live_session import Session
 
 MILLISECONDS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0]
 GROUPS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
-PHASES = ("decode", "encode", "score")
+PHASES = ("queue", "decode", "encode", "score", "total")
 
 
 class Meters:
@@ -34,9 +37,12 @@ class Meters:
         for phase in PHASES:
             self.latency.observe(1000 * seconds[phase], tags={"phase": phase})
 
-    def count(self, before: Counts, after: Counts) -> None:
-        """Frames since the last time."""
-        for kind, counter in self.frames.items():
-            more = getattr(after, f"num_{kind}") - getattr(before, f"num_{kind}")
-            if more > 0:
-                counter.inc(more)
+    def count(self, sessions: Iterable[Session]) -> None:
+        """Frames since the last time; of a session that was elsewhere before, since it came."""
+        for session in sessions:
+            before, after = session.counted, replace(session.counts)
+            for kind, counter in self.frames.items():
+                more = getattr(after, f"num_{kind}") - getattr(before, f"num_{kind}")
+                if more > 0:
+                    counter.inc(more)
+            session.counted = after

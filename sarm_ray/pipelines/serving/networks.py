@@ -5,11 +5,12 @@ A batch is counted in images (windows), not in calls: an ingress replica sends a
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import numpy as np
 from ray import serve
 
-from sarm_ray.model.encoder import LIVE_IMAGES_PER_PASS, encode_texts, load_live_encoder
+from sarm_ray.model.encoder import LIVE_IMAGES_PER_PASS, load_live_encoder, load_text_encoder
 from sarm_ray.model.scorer import HeadScores, Scorer
 from sarm_ray.pipelines.runtime import prepare_actor
 from sarm_ray.pipelines.serving.plan import LiveModel
@@ -33,6 +34,8 @@ class EncoderReplica:
         prepare_actor(model.device)
         self.model = model
         self.encode_images = load_live_encoder(model.encoder, model.encoder_precision, model.device)
+        self.encode_one_text: Callable[[str], np.ndarray] | None = None
+        self.text_turn = asyncio.Lock()
         size = model.encoder.image_size
         self.encode_images(
             np.zeros((1, size, size, 3), dtype=np.uint8)
@@ -49,8 +52,11 @@ class EncoderReplica:
         return [(part, seconds) for part in np.split(features, ends)]
 
     async def encode_text(self, text: str) -> np.ndarray:
-        """(E,) float32."""
-        return (await asyncio.to_thread(encode_texts, self.model.encoder, [text]))[0]
+        """(E,) float32, one text at a time; the tower is loaded for the first one."""
+        async with self.text_turn:
+            if self.encode_one_text is None:
+                self.encode_one_text = await asyncio.to_thread(load_text_encoder, self.model.encoder)
+            return await asyncio.to_thread(self.encode_one_text, text)
 
     async def ready(self) -> bool:
         return True

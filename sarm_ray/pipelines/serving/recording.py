@@ -9,7 +9,6 @@ from sarm_ray.core.live_session import Session
 from sarm_ray.data.rollout_log import append_rollouts, merge_rollouts
 from sarm_ray.data.rollouts import ENDINGS, NO_STAGE, HeadCurve
 from sarm_ray.data.rollouts import Rollout as Record
-from sarm_ray.errors import SarmRayError
 from sarm_ray.pipelines.serving.plan import LiveModel
 from sarm_ray.pipelines.serving.rollouts import Rollout
 
@@ -21,27 +20,24 @@ class RolloutLog:
     """One replica's hand in the log. Its methods block; they are called from threads.
 
     Args:
-        model: what is served.
         folder: of the log, which other replicas append to as well.
     """
 
-    def __init__(self, model: LiveModel, folder: str):
-        self.model, self.folder = model, folder
+    def __init__(self, folder: str):
+        self.folder = folder
         self.num_appended = 0
         self.writing = threading.Lock()
 
-    def append(self, rollout: Rollout) -> None:
-        """Append a rollout that is over, if anything of it was scored. One that cannot be written is told of in the log."""
-        if not rollout.session.curve.time_s:
-            return
+    def append(self, record: Record) -> None:
+        """Append a rollout that is over. One that cannot be written is told of in Serve's log, and the server goes on."""
         with self.writing:
             try:
-                append_rollouts(self.folder, [as_record(self.model, rollout)])
+                append_rollouts(self.folder, [record])
                 self.num_appended += 1
                 if self.num_appended % MERGE_EVERY == 1:
                     merge_rollouts(self.folder)
-            except (SarmRayError, ValueError):
-                log.exception("rollout %s could not be recorded", rollout.session.name)
+            except Exception:
+                log.exception("rollout %s could not be recorded", record.session)
 
 
 def as_record(model: LiveModel, rollout: Rollout) -> Record:

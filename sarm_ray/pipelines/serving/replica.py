@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import ray
 from fastapi import FastAPI, WebSocket
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from sarm_ray.pipelines.serving.api import build_api
@@ -21,12 +21,14 @@ from sarm_ray.pipelines.serving.conversation import Conversations
 from sarm_ray.pipelines.serving.engine import Engine
 from sarm_ray.pipelines.serving.meters import Meters
 from sarm_ray.pipelines.serving.plan import LiveModel
-from sarm_ray.pipelines.serving.recording import RolloutLog
+from sarm_ray.pipelines.serving.recording import RolloutLog, as_record
 from sarm_ray.pipelines.serving.rollouts import Rollout, Rollouts
 
 BOARD = "board"
 READY_TIMEOUT_S = 5.0
 RETRY_S = 60.0
+ANSWER_S = 20.0  # a group takes a tenth of it; a network that is silent for so long will not answer
+UNANSWERED = (ray.exceptions.RayError, RayServeException)
 CPU_GROUP, GPU_GROUP = 8, 128
 log = logging.getLogger("sarm_ray.serve")
 
@@ -50,33 +52,44 @@ class Live:
         self.rollouts = Rollouts(model.limits, self._ended)
         self.conversations = Conversations(self.name, model, self.engine, self.rollouts, self._encode_text)
         self.clips = Clips(self.conversations)
-        self.log = RolloutLog(model, model.record) if model.record else None
+        self.log = RolloutLog(model.record) if model.record else None
         self.chores: list[asyncio.Task] = []
+        self.drain: asyncio.Task | None = None
+        self.num_recording = 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
 
     async def check_health(self) -> None:
-        """Serve asks now and then. The first time the chores are begun: the constructor has no event loop yet."""
+        """Serve asks now and then, and starts a replica anew that raises."""
+        self.start_chores()
+        for chore in self.chores:
+            if chore.done():
+                chore.result()
+
+    def start_chores(self) -> None:
+        """Begin what goes on beside the sessions; the constructor has no event loop for it yet."""
         if not self.chores:
             loop = asyncio.get_running_loop()
             self.chores = [loop.create_task(self._push()), loop.create_task(self._sweep())]
 
     async def is_ready(self) -> bool:
+        if self.rollouts.draining:
+            return False
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 return await self.encoder.ready.remote() and await self.scorer.ready.remote()
-        except (TimeoutError, ray.exceptions.RayError):
+        except (TimeoutError, *UNANSWERED):
             return False
 
     def describe(self) -> dict[str, Any]:
         return self.model.describe()
 
-    async def score_clip(self, body: bytes) -> dict[str, Any]:
-        return await self.clips.score(body)
+    async def score_clip(self, read: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
+        return await self.clips.score(read)
 
     async def converse(self, socket: WebSocket, session: str) -> None:
-        await self.check_health()
+        self.start_chores()
         await self.conversations.converse(socket, session)
 
     async def watch(self, socket: WebSocket) -> None:
@@ -100,34 +113,33 @@ class Live:
 
     async def _ended(self, rollout: Rollout) -> None:
         self.feed.ended.append(rollout)
-        if self.log is not None:
-            await asyncio.to_thread(self.log.append, rollout)
+        if self.log is None or not rollout.session.curve.time_s:
+            return
+        record = as_record(self.model, rollout)  # here, where nothing else changes it meanwhile
+        self.num_recording += 1
+        try:
+            await asyncio.to_thread(self.log.append, record)
+        finally:
+            self.num_recording -= 1
 
     async def _push(self) -> None:
         """Tell the board the news, and hear whether to send everybody elsewhere."""
-        counted: dict[str, Any] = {}
         while True:
             await asyncio.sleep(PUSH_EVERY_S)
-            running = list(self.rollouts)
-            for rollout in [*running, *self.feed.ended]:
-                session = rollout.session
-                now = replace(session.counts)
-                self.meters.count(counted.get(session.name, type(now)()), now)
-                counted[session.name] = now
-            counted = {rollout.session.name: counted[rollout.session.name] for rollout in running}
+            running, ended = list(self.rollouts), list(self.feed.ended)
+            self.meters.count([rollout.session for rollout in [*running, *ended]])
             self.meters.sessions.set(len(running))
+            waited_for = self.num_recording + sum(rollout.connection is not None for rollout in running)
             try:
-                connected = sum(rollout.connection is not None for rollout in running)
                 news = self.feed.updates(running)
-                stop = await serve.get_deployment_actor(BOARD).push.remote(self.name, news, connected)
-            except (ray.exceptions.RayError, ValueError) as error:  # ValueError: Serve is just starting it anew
+                stop = await serve.get_deployment_actor(BOARD).push.remote(self.name, news, waited_for)
+            except (*UNANSWERED, ValueError) as error:  # ValueError: Serve is just starting it anew
                 log.warning("the board does not answer (%s)", type(error).__name__)
-                for rollout in running:
-                    rollout.changed, rollout.num_pushed = True, 0
+                self.feed.take_back(running, ended)
                 continue
-            if stop and not self.rollouts.draining:
+            if stop and self.drain is None:
                 log.info("draining: %d sessions are sent elsewhere", len(running))
-                await self.rollouts.drain()
+                self.drain = asyncio.create_task(self.rollouts.drain())
 
     async def _sweep(self) -> None:
         while True:
@@ -152,8 +164,9 @@ async def _insist(call: Callable[[], Any]) -> Any:
     until = time.monotonic() + RETRY_S
     while True:
         try:
-            return await call()
-        except ray.exceptions.RayActorError:
+            async with asyncio.timeout(ANSWER_S):
+                return await call()
+        except (TimeoutError, ray.exceptions.RayActorError, RayServeException):
             if time.monotonic() > until:
                 raise
             await asyncio.sleep(0.1)

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sarm_ray.core.live_protocol import Hello, LiveLimits, Refusal
 from sarm_ray.core.live_session import Session
@@ -17,7 +17,8 @@ from sarm_ray.data.images import jpeg
 MAX_OUTBOX = 1024  # messages that a client which does not read them may leave standing
 THUMBNAIL_EVERY_S = 0.5
 MAX_THUMBNAILS = 64
-LATELY_S = 10.0
+MAX_LATELY = 64
+CLOSE_TIMEOUT_S = 10.0
 TAKEN_OVER, GOING_AWAY, TRY_LATER = 4409, 1012, 1013
 
 
@@ -54,14 +55,13 @@ class Connection:
                         await self.socket.close(*message)
                         return
                     await self.socket.send_text(json.dumps(message, allow_nan=False))
-                except (
-                    RuntimeError
-                ):  # starlette's word for a socket that is closed already; its reader ends the session
+                except (RuntimeError, WebSocketDisconnect):  # the socket is closed already; its reader ends the session
                     return
 
     async def closed(self) -> None:
-        """Wait until all is written and the socket is closed."""
-        await asyncio.wait([self.writer])
+        """Wait until all is written and the socket is closed; not for ever on a client that does not read."""
+        await asyncio.wait([self.writer], timeout=CLOSE_TIMEOUT_S)
+        self.writer.cancel()
 
 
 class Rollout:
@@ -131,10 +131,8 @@ class Rollouts:
     def __init__(self, limits: LiveLimits, on_end: Callable[[Rollout], Awaitable[None]]):
         self.limits, self.on_end = limits, on_end
         self.by_name: dict[str, Rollout] = {}
-        self.lately: dict[
-            str, Rollout
-        ] = {}  # closed; a client whose connection broke before it had its curve asks again
-        self.opening = 0
+        # closed ones, of which a client asks again whose connection broke before it had the curve
+        self.lately: OrderedDict[str, Rollout] = OrderedDict()
         self.draining = False
 
     def __iter__(self) -> Iterator[Rollout]:
@@ -164,17 +162,18 @@ class Rollouts:
         """Enter a new session; one of the same name that is still there is over."""
         name = rollout.session.name
         before = self.by_name.get(name)
+        self.by_name[name] = rollout
         if before is not None:
             if before.connection is not None:
                 before.connection.close(TAKEN_OVER, "another client opened this session")
             await self.end(before, "replaced")
-        self.by_name[name] = rollout
 
     def attach(self, rollout: Rollout, connection: Connection) -> None:
         """Let a session be spoken to over a new socket; an older one is closed."""
         if rollout.connection is not None:
             rollout.connection.close(TAKEN_OVER, "another client opened this session")
         rollout.connection, rollout.detached_s, rollout.changed = connection, None, True
+        rollout.session.last_frame_s = time.monotonic()  # whoever comes back is not idle
         rollout.opened_s = time.time()
         rollout.num_pushed = 0
 
@@ -191,13 +190,15 @@ class Rollouts:
                 del self.by_name[rollout.session.name]
             if why == "closed":
                 self.lately[rollout.session.name] = rollout
+                if len(self.lately) > MAX_LATELY:
+                    self.lately.popitem(last=False)
             await self.on_end(rollout)
 
     async def sweep(self) -> None:
         """End the sessions that have been idle for too long, with or without a client."""
         now = time.monotonic()
         for name, rollout in list(self.lately.items()):
-            if now - rollout.session.last_frame_s > LATELY_S + self.limits.idle_s:
+            if now - rollout.session.last_frame_s > self.limits.idle_s:
                 del self.lately[name]
         for rollout in self:
             if rollout.busy or now - rollout.session.last_frame_s < self.limits.idle_s:
@@ -217,4 +218,4 @@ class Rollouts:
             if rollout.connection is not None:
                 rollout.connection.send({"type": "reconnect", "reason": "draining"})
                 rollout.connection.close(GOING_AWAY, "draining")
-            await self.end(rollout, "drained")
+        await asyncio.gather(*(self.end(rollout, "drained") for rollout in self))
