@@ -112,8 +112,10 @@ def load_serve_config(file: str | None, flags: dict[str, Any]) -> ServeConfig:
     applications, http = whole["applications"], whole.get("http_options") or {}
     alone = isinstance(applications, list) and len(applications) == 1 and isinstance(applications[0], dict)
     require(alone and isinstance(http, dict), f"{file}: expected one application, and http_options as a mapping")
+    args = applications[0].get("args") or {}
+    require(isinstance(args, dict), f"{file}: the application's args must be a mapping")
     place = {key: http[key] for key in ("host", "port") if key in http}
-    return load_config(ServeConfig, None, {**applied_args(applications[0].get("args") or {}), **place, **flags})
+    return load_config(ServeConfig, None, {**applied_args(args), **place, **flags})
 
 
 def applied_args(args: dict[str, Any]) -> dict[str, Any]:
