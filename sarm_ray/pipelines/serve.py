@@ -44,7 +44,7 @@ def serve(config: ServeConfig, quiet: bool = False) -> None:
             say(describe(model, config))
         with serving(model, config, cluster) as drain:
             if not quiet:
-                say("\n".join([*_metrics_line(), f"ready     {_url(config)}"]))
+                say(f"metrics   {metrics_url() or 'none: this Ray exports none'}\nready     {_url(config)}")
             stop.wait()
             stop.clear()
             say("stopping: running sessions are told to reconnect; once more to stop at once")
@@ -109,13 +109,13 @@ def _url(config: ServeConfig) -> str:
     return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
-def _metrics_line() -> list[str]:
-    """Where Prometheus reads the counts of this node, if Ray exports any."""
+def metrics_url() -> str | None:
+    """Where Prometheus reads this node's counts; None where Ray exports none."""
     own = ray.get_runtime_context().get_node_id()
     for node in ray.nodes():
         if node["NodeID"] == own and node.get("MetricsExportPort", 0) > 0:
-            return [f"metrics   http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"]
-    return []
+            return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return None
 
 
 def _is_shared(config: ServeConfig) -> bool:
