@@ -71,7 +71,8 @@ def _network(kind: type, name: str, share: str, cluster: Cluster, least: int, mo
         name=name,
         max_ongoing_requests=CALLS_AT_ONCE,
         ray_actor_options=resources,
-        **_replicas(least, most, target=4),  # calls: an ingress replica has two groups under way
+        # calls: an ingress replica has two groups under way, so that one which is never idle has up to two here
+        **_replicas(least, most, target=1.5),
     )
 
 
