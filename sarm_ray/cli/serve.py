@@ -25,10 +25,9 @@ from sarm_ray.cli.options import EPILOG, common_options
 @common_options
 def serve(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Score robot rollouts while they run: stage, progress and confidence of every frame."""
-    from sarm_ray.config.loading import load_config
-    from sarm_ray.config.serve import ServeConfig
+    from sarm_ray.config.serve import load_serve_config
 
-    config = load_config(ServeConfig, config_file, {key: value for key, value in flags.items() if value is not None})
+    config = load_serve_config(config_file, {key: value for key, value in flags.items() if value is not None})
     from sarm_ray.pipelines.serve import serve as run
 
     run(config, quiet)

@@ -50,7 +50,7 @@ def load_config(kind: type[Config], file: str | None, flags: dict[str, Any]) -> 
     Raises:
         ConfigError: unreadable file, unknown key (the nearest known one is named), wrong type or value, missing key.
     """
-    values = _read_yaml(file) if file else {}
+    values = read_yaml(file) if file else {}
     for key, value in flags.items():
         nested = isinstance(value, dict) and isinstance(values.get(key), dict)
         values[key] = {**values[key], **value} if nested else value
@@ -110,7 +110,12 @@ def dump_config(config: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(file: str) -> dict[str, Any]:
+def read_yaml(file: str) -> dict[str, Any]:
+    """A file's mapping, `-` in its keys as `_`.
+
+    Raises:
+        ConfigError: unreadable, or no mapping.
+    """
     try:
         raw = yaml.safe_load(Path(file).read_text())
     except OSError as error:

@@ -1,13 +1,16 @@
 """`sarm-ray serve`: live progress of robot rollouts, until it is told to stop."""
 
 import contextlib
+import io
 import logging
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 
+import ray
 from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -29,18 +32,25 @@ def serve(config: ServeConfig, quiet: bool = False) -> None:
     Raises:
         SarmRayError: bad input, or the port is taken.
     """
-    with connect(config.address) as cluster, _told_to_stop() as stop:  # Ray has a handler of its own, which just exits
+    with (
+        contextlib.ExitStack() as ending,
+        connect(config.address) as cluster,
+        _told_to_stop() as stop,  # Ray has a handler of its own, which just exits
+    ):
         model = plan_serving(config, cluster)
+        _check_room(config, cluster)
         if not quiet:
             tell(model.notices)
             say(describe(model, config))
         with serving(model, config, cluster) as drain:
             if not quiet:
-                say(f"ready     http://{config.host}:{config.port}")
+                say(f"metrics   {metrics_url() or 'none: this Ray exports none'}\nready     {_url(config)}")
             stop.wait()
             stop.clear()
             say("stopping: running sessions are told to reconnect; once more to stop at once")
             drain(stop)
+            # when Serve has stopped its controller, Ray prints that it will go on asking it for ever
+            ending.enter_context(contextlib.redirect_stdout(io.StringIO()))
 
 
 @contextlib.contextmanager
@@ -53,7 +63,7 @@ def serving(model: LiveModel, config: ServeConfig, cluster: Cluster) -> Iterator
     _check_port(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray_serve.start(
-        proxy_location="HeadOnly" if config.address is None else "EveryNode",
+        proxy_location="EveryNode" if _is_shared(config) else "HeadOnly",
         http_options=HTTPOptions(host=config.host, port=config.port),
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
@@ -89,6 +99,35 @@ def describe(model: LiveModel, config: ServeConfig) -> str:
     if config.record:
         lines.append(f"record    {config.record}")
     return "\n".join(lines)
+
+
+def _url(config: ServeConfig) -> str:
+    """Of the live page."""
+    host = {"0.0.0.0": ray.util.get_node_ip_address(), "::": ray.util.get_node_ip_address()}.get(
+        config.host, config.host
+    )
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+
+def metrics_url() -> str | None:
+    """Where Prometheus reads this node's counts; None where Ray exports none."""
+    own = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == own and node.get("MetricsExportPort", 0) > 0:
+            return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return None
+
+
+def _is_shared(config: ServeConfig) -> bool:
+    """Whether a cluster was joined, which may grow and has nodes of its own choice."""
+    return bool(config.address or os.environ.get("RAY_ADDRESS"))
+
+
+def _check_room(config: ServeConfig, cluster: Cluster) -> None:
+    """Serve itself would wait for ever."""
+    least, room = config.replicas[0], cluster.num_gpus or cluster.num_cpus
+    if least > room and not _is_shared(config):
+        raise ConfigError(f"{cluster.describe()}: room for {room} replicas, not for {least}; choose --num-replicas")
 
 
 def _check_port(config: ServeConfig) -> None:

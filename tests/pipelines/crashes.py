@@ -117,7 +117,7 @@ def kill(process: subprocess.Popen) -> None:
 
     Ray's agents, which write nothing of ours, take their time to notice; what is left of them is ended by id.
     """
-    own = _session(process.pid)
+    own = members_of(process.pid)
     process.kill()  # nothing where it has been waited for: its number may be another's by now
     process.wait()
     workers = [each for each in own if "Agent" not in _name(each)]
@@ -148,7 +148,7 @@ def _job(worker: psutil.Process) -> str | None:
         return None
 
 
-def _session(session: int) -> list[psutil.Process]:
+def members_of(session: int) -> list[psutil.Process]:
     members = []
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError):

@@ -9,7 +9,7 @@ from ray.serve.deployment import Application
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
 from sarm_ray.config.loading import load_config
-from sarm_ray.config.serve import ServeConfig
+from sarm_ray.config.serve import ServeConfig, applied_args
 from sarm_ray.pipelines.runtime import GPU_ACTOR_CPUS, Cluster, survey
 from sarm_ray.pipelines.serving.board_actor import INGRESS, BoardActor
 from sarm_ray.pipelines.serving.networks import EncoderReplica, ScorerReplica
@@ -24,12 +24,14 @@ SPARE_REQUESTS = 64  # beside the sessions: viewers of the page, clips, probes
 
 
 def app(args: dict[str, Any]) -> Application:
-    """The application of a config file: `import_path: sarm_ray.pipelines.serving.application:app`, args as in `--config`.
+    """The application of a `serve deploy` file: `import_path: sarm_ray.pipelines.serving.application:app`.
+
+    Where Serve listens does not stand in `args`, so it counts as everywhere: there must be a token, or `insecure: true`.
 
     Raises:
         SarmRayError: bad input.
     """
-    config = load_config(ServeConfig, None, args)
+    config = load_config(ServeConfig, None, {**applied_args(args), "host": "0.0.0.0"})
     cluster = survey()
     return build_application(plan_serving(config, cluster), config, cluster)
 
@@ -69,7 +71,8 @@ def _network(kind: type, name: str, share: str, cluster: Cluster, least: int, mo
         name=name,
         max_ongoing_requests=CALLS_AT_ONCE,
         ray_actor_options=resources,
-        **_replicas(least, most, target=4),  # calls: an ingress replica has two groups under way
+        # calls: an ingress replica has two groups under way, so that one which is never idle has up to two here
+        **_replicas(least, most, target=1.5),
     )
 
 

@@ -63,7 +63,7 @@ def read_token(path: str) -> bytes:
     """The sha256 of the token that stands in a file's first line.
 
     Raises:
-        ConfigError: no such file, others may read it, or the token is too short to keep anybody out.
+        ConfigError: no such file, others may read it, the token is too short to keep anybody out, or no header can carry it.
     """
     file = Path(path).expanduser()
     try:
@@ -75,6 +75,8 @@ def read_token(path: str) -> bytes:
     token = next(iter(text.splitlines()), "").strip()
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise ConfigError(f"token file {path}: its first line must have at least {MIN_TOKEN_CHARACTERS} characters")
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(f"token file {path}: the token may have letters, digits and signs of ASCII, and no spaces")
     return hashlib.sha256(token.encode()).digest()
 
 
