@@ -31,6 +31,8 @@ from tests.pipelines.live import (
 
 NUM_MESSAGES = 10_000
 GROWTH_BYTES = 60 * 2**20  # of a process; its arenas settle in the warm-up
+# sessions that a vandal leaves behind must not fill the server while it goes on
+LIMITS = {"max_image_pixels": 2**17, "max_sessions": 5000, "idle_s": 5.0}
 LIVELY = settings(
     max_examples=150, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
@@ -43,7 +45,7 @@ def robots(tmp_path_factory, encoder):
 
 @pytest.fixture(scope="module")
 def server(robots, tmp_path_factory):
-    with live_server(robots.model, tmp_path_factory.mktemp("server"), max_image_pixels=2**17) as running:
+    with live_server(robots.model, tmp_path_factory.mktemp("server"), **LIMITS) as running:
         yield running
 
 
