@@ -187,17 +187,18 @@ def bench_weights(as_json: bool, **options: Any) -> None:
 def bench_serve(as_json: bool, engine: bool, **options: Any) -> None:
     """Find the largest load that a live server carries on this machine, and run it at 50% and at 200% of that.
 
-    Robots are a process of their own, over the real protocol, with JPEGs of 224x224. The floor is encode + score alone, in one
-    process; the ping is that of an empty deployment behind the same proxy.
+    Robots are a process of their own and send JPEGs of 224x224 over the real protocol. The floor is encode + score alone, in
+    one process; the ping is that of an empty deployment behind the same proxy.
     """
+    from sarm_ray.bench import live_report, serve
+
+    setting = serve.Setting(**options)
     if engine:
         from sarm_ray.bench import live_engine
 
-        _show(live_engine.bench_engine(live_engine.setting_of(options)), live_engine.describe, as_json)
-        return
-    from sarm_ray.bench import serve
-
-    _show(serve.bench_serve(serve.Setting(**options)), serve.describe, as_json)
+        _show(live_engine.bench_engine(setting), live_engine.describe, as_json)
+    else:
+        _show(serve.bench_serve(setting), live_report.describe, as_json)
 
 
 def _show(result: Any, describe: Callable[[Any], str], as_json: bool) -> None:

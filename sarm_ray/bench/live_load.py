@@ -1,8 +1,9 @@
 """The robots of `sarm-ray bench serve`: many sessions over the raw protocol, in a process of its own.
 
-`python -m sarm_ray.bench.live_load` reads a Load as one line of JSON and prints an Outcome as another. It loads neither Ray nor
-torch, shares no interpreter with the server, and is open-loop: a frame is sent when it is due, whatever became of the ones
-before. A frame that could not be sent a whole period after it was due (the socket took no more) is not sent, and counted.
+`python -m sarm_ray.bench.live_load` reads a Load as one line of JSON and prints an Outcome as another. It loads neither Ray
+nor torch, shares no interpreter with the server, and is open-loop: a frame is sent when it is due, whatever became of the
+ones before. A frame that could not be sent within a period of when it was due (the socket took no more) is left out, and
+counted.
 """
 
 import asyncio
@@ -165,7 +166,7 @@ class Robot:
 
 async def drive(load: Load) -> Outcome:
     """Open all sessions, send, wait for what is still under way, close."""
-    bodies = read_bodies(load)
+    bodies = read_bodies(load.pictures, load.state_dim, load.num_cameras)
     robots = [Robot(load, number, bodies) for number in range(load.sessions)]
     turn = asyncio.Semaphore(OPENING_AT_ONCE)
     await asyncio.gather(*(robot.open(turn) for robot in robots))
@@ -192,11 +193,11 @@ async def drive(load: Load) -> Outcome:
     return sum_up(tallies, load.sessions, load.hz, begin_s + settle_s, end_s, cpu_s / (end_s - begin_s))
 
 
-def read_bodies(load: Load) -> list[bytes]:
-    """Frame messages without their header, one per picture."""
-    state = np.random.default_rng(0).standard_normal(load.state_dim).astype(np.float32)
-    pictures = [path.read_bytes() for path in sorted(Path(load.pictures).glob("*.jpg"))]
-    return [pack_frame([each] * load.num_cameras, state, 0.0)[FRAME_HEADER.size :] for each in pictures]
+def read_bodies(folder: str, state_dim: int, num_cameras: int) -> list[bytes]:
+    """Frame messages without their header, one per picture of a folder."""
+    state = np.random.default_rng(0).standard_normal(state_dim).astype(np.float32)
+    pictures = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
+    return [pack_frame([each] * num_cameras, state, 0.0)[FRAME_HEADER.size :] for each in pictures]
 
 
 def run_load(load: Load) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a session costs in memory: on the real server while it fills its history, and by Python's own count as it gets old."""
+"""What a session costs in memory: on the real server with a full history, and by Python's own count as it gets old."""
 
 import time
 import tracemalloc
@@ -13,7 +13,7 @@ from sarm_ray.core.live_session import HeadScore, Session
 from sarm_ray.pipelines.serving.plan import LiveModel
 
 WARM_SESSIONS, WARM_FRAMES = 4, 20
-OLD_SESSIONS, OLD_MINUTES = 8, (1, 10)
+OLD_MINUTES = (1, 10)
 REST_S = 1.5  # the board is told twice a second
 
 
@@ -77,21 +77,21 @@ def measure_memory(load: Load, model: LiveModel) -> SessionMemory:
 
 
 def counted_kb(model: LiveModel, hz: float, minutes: float) -> float:
-    """Python's count of one session's memory after minutes of scored frames, a mean over OLD_SESSIONS."""
-    rng = np.random.default_rng(0)
-    dim = model.num_cameras * model.encoder.image_dim
+    """Python's count of one session's memory after minutes of scored frames."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        sessions = [_aged_session(model, hz, round(60 * minutes * hz), dim, rng) for _ in range(OLD_SESSIONS)]
+        session = _aged_session(model, hz, round(60 * minutes * hz))
         after, _ = tracemalloc.get_traced_memory()
+        del session
     finally:
         tracemalloc.stop()
-    return (after - before) / len(sessions) / 1000
+    return (after - before) / 1000
 
 
-def _aged_session(model: LiveModel, hz: float, num_frames: int, dim: int, rng: np.random.Generator) -> Session:
+def _aged_session(model: LiveModel, hz: float, num_frames: int) -> Session:
     """A real session that was fed and scored without networks."""
+    rng, dim = np.random.default_rng(0), model.num_cameras * model.encoder.image_dim
     hello = Hello("bench", hz, model.state_dim)
     session = Session("bench", hello, model.live_window(hello), model.heads, model.limits, 0.0)
     state = np.zeros(model.state_dim, dtype=np.float32)

@@ -29,7 +29,9 @@ class Tally:
     num_failed: int = 0
     first_error: str | None = None
     closed: bool = False
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("received", "scored", "dropped", "skipped"), 0))
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("received", "scored", "dropped", "skipped"), 0)
+    )
     answers: list[Answer] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
 
@@ -110,7 +112,7 @@ def sum_up(
     rate = len(answers) / max(end_s - begin_s, 1e-9)
     dropped = [tally.counts["dropped"] for tally in tallies]
     late_s = [late_s for tally in tallies for late_s in tally.late_s]
-    groups = {tuple(each.timings_ms.get(phase) for phase in PHASES[1:4]) for each in answers}
+    groups = {tuple(each.timings_ms[phase] for phase in PHASES[1:4]) for each in answers if each.timings_ms}
     return Outcome(
         sessions=sessions,
         hz=hz,
@@ -147,5 +149,3 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """p50, p90, p99 and the largest."""
     p50, p90, p99 = np.percentile(values, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "max": float(max(values))}
-
-

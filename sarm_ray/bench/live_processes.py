@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import psutil
@@ -29,7 +29,7 @@ def server_processes() -> Iterator[tuple[str, psutil.Process]]:
 
 def cpu_seconds() -> dict[str, float]:
     """part -> CPU seconds so far of the processes that are there."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for part, process in server_processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()

@@ -1,32 +1,32 @@
 """`sarm-ray bench serve`: the largest load that a live server carries, and how it behaves at half and at twice of it.
 
-The server is the real one, on the Ray that is found or started; the robots are another process (`live_load.py`). What a frame
-costs beside the networks shows in the same call: an empty deployment behind the same proxy answers as many messages of the
-same size (`ping`), and the networks run by themselves in this process (the floor).
+The server is the real one, on the Ray that is found or started; the robots are another process (`live_load.py`). What a
+frame costs beside the networks shows in the same call: an empty deployment behind the same proxy answers as many messages of
+the same size (`ping`), and the networks run by themselves in this process (the floor).
 """
 
 import http.client
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from sarm_ray.bench import synthetic
+from sarm_ray.bench.live_floor import Floor, measure_floors
 from sarm_ray.bench.live_load import Load, run_load
 from sarm_ray.bench.live_memory import SessionMemory, measure_memory
 from sarm_ray.bench.live_outcome import Outcome
 from sarm_ray.bench.live_processes import cpu_seconds
+from sarm_ray.bench.live_report import Runs, ServeBench, latency_of
 from sarm_ray.bench.live_search import find_largest
-from sarm_ray.bench.measure import Figures, Timing, describe_hardware, measure, one_torch_thread
+from sarm_ray.bench.measure import describe_hardware
 from sarm_ray.config.serve import ServeConfig
 from sarm_ray.console import say
 from sarm_ray.errors import ConfigError
-from sarm_ray.model.encoder import EFFICIENTNET, load_live_encoder
-from sarm_ray.model.scorer import Scorer
+from sarm_ray.model.encoder import EFFICIENTNET
 from sarm_ray.pipelines.empty_server import empty_server
 from sarm_ray.pipelines.inputs import open_encoder
 from sarm_ray.pipelines.runtime import Cluster, connect
@@ -37,77 +37,6 @@ MAX_SESSIONS = 4096
 IDLE_S = 3600.0
 PING_S, RECOVERY_S, CONFIRM = 20.0, 10.0, 3
 FIRST_GUESS = 2
-FLOOR_REPEATS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Floor:
-    """The networks by themselves, one pass of `batch` frames: wall and CPU milliseconds of the whole pass."""
-
-    batch: int
-    encode_ms: float
-    score_ms: float
-    cpu_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeBench(Figures):
-    """What was measured. frames_per_s is the largest load's; CPU time is that of all processes of the server at half of it,
-    Ray's included, the robots' not; the floor is encode + score at the mean batch on one thread.
-
-    Args:
-        model, encoder, device, num_replicas: what was served.
-        picture_bytes: mean size of a frame's JPEG.
-        sessions, hz: the largest load without loss.
-        duration_s: of the runs at half and at twice of it.
-        max_wait_s: the server's bound on how long a frame waits.
-        trials: of the search: sessions, frames_per_s, held.
-        half, ping, double, recovered: at 50 %; the empty deployment at 50 %; at 200 %; at 50 % right after that.
-        healthy: whether /readyz said so after the 200 %.
-        p50_ms, p99_ms: of `half`. ping_ms: p50 of `ping`. floor_ms: encode + score of one frame.
-        latency_ratio: (ping_ms + floor_ms) / p50_ms: 1 where all the rest is free.
-        dropped: frames at 200 %, a session: mean.
-        cpu_ms: part of the server -> CPU milliseconds a frame at 50 %.
-        floors: at one frame, and at the mean batch of `half`.
-        memory: of idle sessions; None where it was not wanted.
-    """
-
-    model: str
-    encoder: str
-    device: str
-    num_replicas: int
-    picture_bytes: int
-    sessions: int
-    hz: float
-    duration_s: float
-    max_wait_s: float
-    trials: list[dict[str, float]]
-    half: Outcome
-    ping: Outcome
-    double: Outcome
-    recovered: Outcome
-    healthy: bool
-    p50_ms: float
-    p99_ms: float
-    ping_ms: float
-    floor_ms: float
-    latency_ratio: float
-    dropped: float
-    cpu_ms: dict[str, float]
-    floors: list[Floor]
-    memory: SessionMemory | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runs:
-    """The loads around the largest one; see ServeBench."""
-
-    half: Outcome
-    ping: Outcome
-    double: Outcome
-    recovered: Outcome
-    healthy: bool
-    cpu_ms: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +183,11 @@ def measure_runs(ground: Bed, sessions: int) -> Runs:
 @contextmanager
 def bed(setting: Setting) -> Iterator[Bed]:
     """All that a server and its robots need."""
-    with tempfile.TemporaryDirectory(prefix="sarm_bench_") as scratch, connect(None) as cluster:
+    with (
+        redirect_stdout(sys.stderr),  # where Ray says that its controller is gone, after it was told to go
+        tempfile.TemporaryDirectory(prefix="sarm_bench_") as scratch,
+        connect(None) as cluster,
+    ):
         root = Path(scratch)
         config = serve_config(setting, root)
         picture_bytes = synthetic.write_pictures(root / "pictures")
@@ -281,39 +214,9 @@ def serve_config(setting: Setting, root: Path) -> ServeConfig:
     )
 
 
-def measure_floors(model: LiveModel, batches: list[int]) -> list[Floor]:
-    """The networks alone, in this process, on one thread, at each batch size."""
-    with one_torch_thread():
-        encode = load_live_encoder(model.encoder, model.encoder_precision, model.device)
-        window = model.checkpoint.window(model.checkpoint.config.frame_gap)
-        scorer = Scorer(model.checkpoint, model.heads, window.readout_slot, model.precision, model.device)
-        return [_floor(model, encode, scorer, window.num_slots, batch) for batch in batches]
-
-
-def _floor(model: LiveModel, encode, scorer: Scorer, num_slots: int, batch: int) -> Floor:  # type: ignore[no-untyped-def]
-    rng = np.random.default_rng(0)
-    size, cameras, config = model.encoder.image_size, model.num_cameras, model.checkpoint.config
-    images = rng.integers(0, 256, (batch * cameras, size, size, 3), dtype=np.uint8)
-    features = rng.standard_normal((batch, num_slots, cameras * model.encoder.image_dim)).astype(model.dtype)
-    states = np.zeros((batch, num_slots, config.max_state_dim), dtype=np.float32)
-    texts = rng.standard_normal((batch, model.encoder.text_dim)).astype(np.float32)
-    whole = np.ones(batch, dtype=bool)
-    encoded, scored = measure(
-        FLOOR_REPEATS, lambda: encode(images), lambda: scorer.score_windows(features, states, texts, whole)
-    )
-    return Floor(
-        batch=batch,
-        encode_ms=1000 * encoded.wall_s,
-        score_ms=1000 * scored.wall_s,
-        cpu_ms=1000 * (encoded.cpu_s + scored.cpu_s),
-    )
-
-
-def _figures(
-    ground: Bed, sessions: int, memory: SessionMemory | None, runs: Runs, floors: list[Floor]
-) -> ServeBench:
+def _figures(ground: Bed, sessions: int, memory: SessionMemory | None, runs: Runs, floors: list[Floor]) -> ServeBench:
     setting, model = ground.setting, ground.model
-    p50_ms, ping_ms = _latency(runs.half)["p50"], _latency(runs.ping)["p50"]
+    p50_ms, ping_ms = latency_of(runs.half)["p50"], latency_of(runs.ping)["p50"]
     floor_ms = floors[0].encode_ms + floors[0].score_ms
     per_cpu_s, floor_per_cpu_s = 1000 / sum(runs.cpu_ms.values()), 1000 * floors[-1].batch / floors[-1].cpu_ms
     return ServeBench(
@@ -329,7 +232,7 @@ def _figures(
         trials=ground.trials,
         **vars(runs),
         p50_ms=p50_ms,
-        p99_ms=_latency(runs.half)["p99"],
+        p99_ms=latency_of(runs.half)["p99"],
         ping_ms=ping_ms,
         floor_ms=floor_ms,
         latency_ratio=(ping_ms + floor_ms) / p50_ms,
@@ -344,54 +247,6 @@ def _figures(
         repeats=1,
         hardware=describe_hardware(),
     )
-
-
-def describe(bench: ServeBench) -> str:
-    """For people."""
-    half, double, again = bench.half, bench.double, bench.recovered
-    parts = ", ".join(f"{part} {ms:.1f}" for part, ms in bench.cpu_ms.items())
-    phases = ", ".join(f"{phase} {half.phases_ms[phase]['p50']:.1f}" for phase in half.phases_ms)
-    floors = "; ".join(f"{f.batch} together: encode {f.encode_ms:.1f}, score {f.score_ms:.1f}" for f in bench.floors)
-    lines = [
-        f"{bench.encoder} {bench.precision} on {bench.device}, SARM {bench.model}, {bench.num_replicas} replica"
-        f"{'s' if bench.num_replicas > 1 else ''}, {bench.hardware.cores} cores: "
-        f"{bench.sessions} sessions x {bench.hz:g} Hz without loss, {bench.frames_per_s:.0f} frames/s",
-        f"  at 50%, {half.sessions} sessions for {bench.duration_s:g} s: {_latencies(half)}; {half.num_sent} sent, "
-        f"{half.num_scored} scored, {half.num_dropped} dropped, {half.num_lost} lost",
-        f"    on the server: {phases} ms (p50), {half.mean_batch or 0:.1f} frames together",
-        f"    ping of an empty deployment: {_latencies(bench.ping)}",
-        f"    networks alone, ms: {floors}; (ping + floor of one frame) / p50: ratio {bench.latency_ratio:.2f}",
-        f"    {bench.frames_per_cpu_s:.1f} frames per CPU-second of the server, networks alone "
-        f"{bench.floor_frames_per_cpu_s:.1f}: ratio {bench.floor_ratio:.2f} (CPU ms a frame: {parts})",
-        f"  at 200%, {double.sessions} sessions for {bench.duration_s:g} s: {_latencies(double)}, frames wait at most "
-        f"{1000 * bench.max_wait_s:.0f} ms; {double.frames_per_s:.0f} frames/s scored; dropped {double.num_dropped} of "
-        f"{double.num_sent} ({double.dropped_per_session['least']:.0f} to {double.dropped_per_session['most']:.0f} a "
-        f"session), {double.num_unsent} not sent, {double.num_lost} lost; {'ready' if bench.healthy else 'NOT READY'} after",
-        f"  at 50% right after: {_latencies(again)}; {again.num_dropped} dropped, {again.num_lost} lost",
-        f"  the robots took {half.load_cores:.2f} cores at 50%, {double.load_cores:.2f} at 200%",
-    ]
-    if bench.memory:
-        lines.append(_describe_memory(bench.memory))
-    return "\n".join(lines)
-
-
-def _describe_memory(memory: SessionMemory) -> str:
-    aged = ", ".join(f"{kb:.0f} kB after {minutes} min" for minutes, kb in memory.counted_kb.items())
-    pss = "" if memory.ingress_pss_kb is None else f" (pss {memory.ingress_pss_kb:.0f})"
-    return (
-        f"  memory of {memory.sessions} idle sessions, {memory.frames_each} frames each: ingress {memory.ingress_kb:.0f} kB a "
-        f"session{pss} on top of {memory.ingress_mb:.0f} MB, proxy {memory.proxy_kb:.0f} kB; "
-        f"a session by Python's count: {aged}"
-    )
-
-
-def _latencies(outcome: Outcome) -> str:
-    spread = _latency(outcome)
-    return f"p50 {spread['p50']:.1f}, p90 {spread['p90']:.1f}, p99 {spread['p99']:.1f} ms"
-
-
-def _latency(outcome: Outcome) -> dict[str, float]:
-    return outcome.latency_ms or dict.fromkeys(("p50", "p90", "p99", "max"), float("nan"))
 
 
 def _free_port() -> int:

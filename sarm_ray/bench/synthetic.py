@@ -194,9 +194,9 @@ def write_live_sarm(folder: Path, encoder: EncoderInfo, hidden_dim: int, num_lay
 
 
 def write_pictures(folder: Path, num_pictures: int = 96, size: tuple[int, int] = (224, 224)) -> int:
-    """JPEGs of a moving square, numbered: the mean of their sizes in bytes."""
+    """JPEGs of a moving square, numbered: the mean of their sizes in bytes. About as large as a camera's of that size."""
     folder.mkdir()
     total = 0
     for number, image in enumerate(draw_frames(num_pictures, size, np.random.default_rng(0))):
-        total += (folder / f"{number:04d}.jpg").write_bytes(jpeg(image))
+        total += (folder / f"{number:04d}.jpg").write_bytes(jpeg(image, quality=95))
     return total // num_pictures
