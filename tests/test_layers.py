@@ -25,7 +25,7 @@ ALLOWED = {
     "model": {"core", "errors"},
     "report": {"core", "data", "config", "console", "errors"},
     "pipelines": {"core", "data", "model", "report", "config", "console", "errors", "sarm_ray"},
-    "bench": {"core", "data", "model", "pipelines", "config", "console", "errors", "sarm_ray"},
+    "bench": {"core", "data", "model", "pipelines", "config", "console", "errors", "sarm_ray", "client"},
     "demo": {"core", "data", "config", "console", "errors"},
     "sample_weighting": {"core", "data", "errors"},
     "cli": {"demo", "data", "pipelines", "report", "bench", "config", "console", "errors", "core", "sarm_ray"},
@@ -38,7 +38,7 @@ ONLY_IN = {
     "transformers": {"model", "bench"},
     "torch": {"model", "pipelines", "bench", "data", "sample_weighting"},
     "matplotlib": {"report"},
-    "websockets": {"client"},
+    "websockets": {"client", "bench"},
 }
 PURE = {"numpy"}
 

@@ -165,5 +165,41 @@ def bench_weights(as_json: bool, **options: Any) -> None:
     _show(weights.bench_weights(**options), weights.describe, as_json)
 
 
+@bench.command("serve", epilog=EPILOG)
+@click.option("--model", metavar="DIR_OR_ID", help="SARM checkpoint; default a small one with random weights.")
+@click.option("--encoder", metavar="ID_OR_DIR", help="Default the checkpoint's, efficientnet-lite0 without one.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--num-replicas", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--hz", type=click.FloatRange(0.5, 100), default=10.0, show_default=True, help="Frames a second, each.")
+@click.option("--sessions", type=click.IntRange(min=1), help="Count as the largest load; default: it is searched for.")
+@click.option(
+    "--duration-s", type=click.FloatRange(min=1), default=60.0, show_default=True, help="At 50% and at 200% of it."
+)
+@click.option("--trial-s", type=click.FloatRange(min=1), default=4.0, show_default=True, help="A step of the search.")
+@click.option(
+    "--memory-sessions", type=click.IntRange(min=0), default=300, show_default=True,
+    help="Idle ones whose memory is measured; 0: none.",
+)  # fmt: skip
+@click.option("--hidden-dim", type=click.IntRange(min=12), default=96, show_default=True, help="Width, 12 heads.")
+@click.option("--num-layers", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--engine", is_flag=True, help="Without Ray Serve: engine and networks alone, 64, 256, 1024 sessions.")
+@json_option
+def bench_serve(as_json: bool, engine: bool, **options: Any) -> None:
+    """Find the largest load that a live server carries on this machine, and run it at 50% and at 200% of that.
+
+    Robots are a process of their own and send JPEGs of 224x224 over the real protocol. The floor is encode + score alone, in
+    one process; the ping is that of an empty deployment behind the same proxy.
+    """
+    from sarm_ray.bench import live_report, serve
+
+    setting = serve.Setting(**options)
+    if engine:
+        from sarm_ray.bench import live_engine
+
+        _show(live_engine.bench_engine(setting), live_engine.describe, as_json)
+    else:
+        _show(serve.bench_serve(setting), live_report.describe, as_json)
+
+
 def _show(result: Any, describe: Callable[[Any], str], as_json: bool) -> None:
     click.echo(json.dumps(dataclasses.asdict(result)) if as_json else describe(result))

@@ -16,13 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sarm_ray.model.checkpoint import SarmConfig
+from sarm_ray.data.images import jpeg
+from sarm_ray.model.checkpoint import SarmConfig, Sidecar, StateNormalizer
 from sarm_ray.model.checkpoint_writer import save_checkpoint
+from sarm_ray.model.encoder import EncoderInfo
 from sarm_ray.model.sarm import Sarm
 
 CAMERA = "observation.images.top"
 FPS = 30
 STATE_DIM = 14
+TASK = "move the square"
 # lp=1: with its default parallelism SVT-AV1 3.1 now and then stops for good on a busy machine, all threads waiting
 CODECS = {
     "av1": ("libsvtav1", {"preset": "12", "crf": "30", "svtav1-params": "lp=1"}),
@@ -68,7 +71,7 @@ def write_dataset(
         data = root / f"data/chunk-000/episode_{episode:06d}.parquet"
         data.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, data)
-        episodes.append({"episode_index": episode, "tasks": ["move the square"], "length": length})
+        episodes.append({"episode_index": episode, "tasks": [TASK], "length": length})
         moments = {"mean": state.mean(0).tolist(), "std": state.std(0).tolist(), "count": [length]}
         stats.append({"episode_index": episode, "stats": {"observation.state": moments}})
     meta = root / "meta"
@@ -76,7 +79,7 @@ def write_dataset(
     (meta / "info.json").write_text(json.dumps(_info(lengths, size, codec), indent=2))
     (meta / "episodes.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in episodes))
     (meta / "episodes_stats.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in stats))
-    (meta / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "move the square"}) + "\n")
+    (meta / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": TASK}) + "\n")
 
 
 def draw_frames(num_frames: int, size: tuple[int, int], rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -166,3 +169,34 @@ def _info(lengths: list[int], size: tuple[int, int], codec: str) -> dict:
             **{name: {"dtype": kind, "shape": [1], "names": None} for name, kind in scalars.items()},
         },
     }
+
+
+def write_live_sarm(folder: Path, encoder: EncoderInfo, hidden_dim: int, num_layers: int) -> None:
+    """A small dual SARM with random weights on an encoder's features, with all that a live server wants on record."""
+    torch.manual_seed(0)
+    config = SarmConfig(
+        annotation_mode="dual",
+        image_key=CAMERA,
+        image_dim=encoder.image_dim,
+        text_dim=encoder.text_dim,
+        hidden_dim=hidden_dim,
+        num_layers=num_layers,
+        num_sparse_stages=3,
+        sparse_subtask_names=list("abc"),
+        num_dense_stages=5,
+        dense_subtask_names=list("vwxyz"),
+    )
+    record = Sidecar(
+        encoder=encoder.name, encoder_weights=encoder.weights, fps=FPS, image_keys=[CAMERA], task_texts=[TASK]
+    )
+    moments = StateNormalizer(np.zeros(STATE_DIM, dtype=np.float32), np.ones(STATE_DIM, dtype=np.float32))
+    save_checkpoint(str(folder), config, Sarm(config.shape), record, moments)
+
+
+def write_pictures(folder: Path, num_pictures: int = 96, size: tuple[int, int] = (224, 224)) -> int:
+    """JPEGs of a moving square, numbered: the mean of their sizes in bytes. About as large as a camera's of that size."""
+    folder.mkdir()
+    total = 0
+    for number, image in enumerate(draw_frames(num_pictures, size, np.random.default_rng(0))):
+        total += (folder / f"{number:04d}.jpg").write_bytes(jpeg(image, quality=95))
+    return total // num_pictures
