@@ -35,18 +35,24 @@ umask_before=$(umask); umask 077
 umask "$umask_before"                   # what the job writes is for others to read
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-300}   # else 3 seconds, which finish no chunk
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0                     # else a node waits half a minute for nobody: the job is over
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 
 nodes=() job=''
+# shellcheck disable=SC2329  # called by the traps
 stop_all() {
     code=$?
     trap - EXIT
     trap '' INT TERM
     for pid in "${nodes[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
     for pid in "${nodes[@]}"; do wait "$pid" 2>/dev/null || true; done
-    if [ "$code" -eq 0 ]; then rm -rf "$dir"; else echo "Ray's logs are in $dir" >&2; fi
+    case $code in
+        0|1|2|130) rm -rf "$dir" ;;   # the command said itself what there is to say
+        *) echo "Ray's logs are in $dir" >&2 ;;
+    esac
     exit "$code"
 }
+# shellcheck disable=SC2329
 told() {   # the job's own process stops the job and waits for its end
     if [ -n "$job" ]; then kill -TERM "$job" 2>/dev/null || true; else exit 130; fi
 }
@@ -60,14 +66,15 @@ held = [socket.create_server(("", 0)) for _ in range(int(sys.argv[1]))]
 print(*[one.getsockname()[1] for one in held])' $((3 + 1 + workers)))
 gcs=${ports[0]} dashboard=${ports[1]} client=${ports[2]}
 
-# in a session of its own, so that Ctrl-C reaches this script alone, which stops things in order
+# In a session of its own, so that Ctrl-C reaches this script alone, which stops things in order. With a folder of its own: of two
+# raylets that share one, the second fetches a job's working directory anew and takes it away under the first one's processes.
 start() {
     local name=$1; shift
-    setsid ray start --block --disable-usage-stats --object-store-memory "${STORE_BYTES:-1000000000}" \
+    setsid ray start --block --temp-dir "$dir/$name" --disable-usage-stats --object-store-memory "${STORE_BYTES:-1000000000}" \
         --min-worker-port 0 --max-worker-port 0 "$@" >"$dir/$name.log" 2>&1 </dev/null &
     nodes+=($!)
 }
-start head --head --temp-dir "$dir/ray" --port "$gcs" --num-cpus 0 --num-gpus 0 --ray-client-server-port "$client" \
+start h --head --port "$gcs" --num-cpus 0 --num-gpus 0 --ray-client-server-port "$client" \
     --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" --dashboard-agent-listen-port "${ports[3]}"
 
 address=http://127.0.0.1:$dashboard
@@ -79,11 +86,11 @@ try:
 except OSError:
     sys.exit(1)
 END
-    kill -0 "${nodes[0]}" 2>/dev/null || { cat "$dir/head.log" >&2; exit 3; }
+    kill -0 "${nodes[0]}" 2>/dev/null || { cat "$dir/h.log" >&2; exit 3; }
     sleep 0.5
 done
 for ((i = 0; i < workers; i++)); do
-    start "worker$i" --address "127.0.0.1:$gcs" --num-cpus "$cpus" --num-gpus "$gpus" \
+    start "w$i" --address "127.0.0.1:$gcs" --num-cpus "$cpus" --num-gpus "$gpus" \
         --dashboard-agent-listen-port "${ports[4 + i]}"
 done
 

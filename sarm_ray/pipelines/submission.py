@@ -5,6 +5,8 @@ server keeps the code itself; so this is `ray job submit` through Ray's SDK, wit
 """
 
 import asyncio
+import contextlib
+import logging
 import signal
 import time
 from typing import Any
@@ -22,6 +24,7 @@ LOST = 75  # EX_TEMPFAIL: the job ended without a code of its own, as when the h
 
 POLL_S = 0.5
 RECONNECT_S = 3.0
+SILENT_S = 120.0  # then the connection is made anew: one that was cut without a word looks just like a quiet job
 UNREACHABLE_S = 300.0  # a head that is gone for longer is not awaited
 NODES_S = 600.0
 
@@ -53,7 +56,7 @@ class Log:
         self.shown = 0
 
     def show(self) -> None:
-        """Until the job ends.
+        """Until the job ends, or nothing has come for a while.
 
         Raises:
             OSError, RuntimeError: the connection broke.
@@ -65,28 +68,30 @@ class Log:
 
     async def _show(self) -> None:
         come = 0  # the server tells all of it every time
-        async for text in self.client.tail_job_logs(self.job):
-            new = text[max(self.shown - come, 0) :]
-            come += len(text)
-            if new:
-                click.echo(new, nl=False)
-                self.shown = come
+        texts = self.client.tail_job_logs(self.job)
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                text = await asyncio.wait_for(anext(texts), SILENT_S)
+                click.echo(text[max(self.shown - come, 0) :], nl=False)
+                come += len(text)
+                self.shown = max(self.shown, come)
 
 
-def wait(client: JobSubmissionClient, job: str) -> int:
+def wait(log: Log) -> int:
     """Show a job's log until it ends, and return its command's exit code; LOST after five minutes without a head."""
-    log = Log(client, job)
-    reached = time.monotonic()
+    lost_since = None
     while True:
-        try:
+        with contextlib.suppress(OSError, RuntimeError):
             log.show()
-            code = exit_code(client, job)
-            reached = time.monotonic()
+        try:
+            code = exit_code(log.client, log.job)
             if code is not None:
                 return code
+            lost_since = None
             time.sleep(POLL_S)  # the command has ended, and the job server has not noticed yet
         except (OSError, RuntimeError) as error:
-            if time.monotonic() - reached > UNREACHABLE_S:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > UNREACHABLE_S:
                 say(f"the cluster has been out of reach for {UNREACHABLE_S:.0f} s ({error})")
                 return LOST
             time.sleep(RECONNECT_S)
@@ -95,8 +100,9 @@ def wait(client: JobSubmissionClient, job: str) -> int:
 def wait_or_leave(client: JobSubmissionClient, job: str, stop: bool) -> int:
     """Like `wait`. SIGINT and SIGTERM leave the job running and say so; or, where it is this process's own, stop it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = Log(client, job)
     try:
-        return wait(client, job)
+        return wait(log)
     except KeyboardInterrupt:
         if not stop:
             say(f"{job} goes on; ray job logs --follow {job} shows it, ray job stop {job} stops it")
@@ -104,7 +110,7 @@ def wait_or_leave(client: JobSubmissionClient, job: str, stop: bool) -> int:
     say(f"stopping {job}: work in flight is being finished; once more to leave at once")
     try:
         client.stop_job(job)
-        return wait(client, job)
+        return wait(log)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -159,6 +165,7 @@ def run_job(
     Raises:
         ConfigError: nobody answers, or the nodes do not come.
     """
+    logging.getLogger("ray").setLevel(logging.WARNING)
     client = connect(address)
     if num_nodes:
         wait_for_nodes(client.get_address(), num_nodes)
