@@ -9,8 +9,8 @@
 # Edit: nothing. --workers 1, and --cpus and --gpus of each (default: this machine's cores and GPUs, divided among them).
 # Costs: 0.8 GB of memory for the head, 0.3 for each worker, 20 to 40 seconds to start and stop.
 # Watch: the dashboard's address is printed; `ray job logs --follow JOB` with the RAY_* variables that are printed besides.
-# Exit code: the command's own, as in jobs/submit.sh; 3 if Ray did not start. Ctrl-C and SIGTERM stop the job (finished chunks
-# are kept), then the cluster. Of Ray's processes it ends those that it started, by their ids; other clusters here go on.
+# Exit code: the command's own, as in jobs/submit.sh; 3 if Ray did not start. Ctrl-C and SIGTERM stop the job (finished
+# chunks are kept), then the cluster. It ends the processes that it started, by their ids; other clusters here go on.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -x "$here/../.venv/bin/ray" ] && PATH=$(cd "$here/../.venv/bin" && pwd):$PATH
@@ -35,7 +35,7 @@ umask_before=$(umask); umask 077
 umask "$umask_before"                   # what the job writes is for others to read
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-300}   # else 3 seconds, which finish no chunk
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0                     # else a node waits half a minute for nobody: the job is over
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0   # else a node that is told to end waits half a minute, for nobody
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 
 nodes=() job=''
@@ -66,12 +66,12 @@ held = [socket.create_server(("", 0)) for _ in range(int(sys.argv[1]))]
 print(*[one.getsockname()[1] for one in held])' $((3 + 1 + workers)))
 gcs=${ports[0]} dashboard=${ports[1]} client=${ports[2]}
 
-# In a session of its own, so that Ctrl-C reaches this script alone, which stops things in order. With a folder of its own: of two
-# raylets that share one, the second fetches a job's working directory anew and takes it away under the first one's processes.
+# In a session of its own, so that Ctrl-C reaches this script alone, which stops things in order. With a folder of its own:
+# of two raylets that share one, the second fetches a job's working directory anew and so takes it away under the first one's.
 start() {
     local name=$1; shift
-    setsid ray start --block --temp-dir "$dir/$name" --disable-usage-stats --object-store-memory "${STORE_BYTES:-1000000000}" \
-        --min-worker-port 0 --max-worker-port 0 "$@" >"$dir/$name.log" 2>&1 </dev/null &
+    setsid ray start --block --temp-dir "$dir/$name" --disable-usage-stats \
+        --object-store-memory "${STORE_BYTES:-1000000000}" --min-worker-port 0 --max-worker-port 0 "$@" >"$dir/$name.log" 2>&1 </dev/null &
     nodes+=($!)
 }
 start h --head --port "$gcs" --num-cpus 0 --num-gpus 0 --ray-client-server-port "$client" \

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# One sarm-ray command on a Slurm allocation: a head on its first node, a worker on every node, the job, and all stopped again.
+# One sarm-ray command on a Slurm allocation: a head on its first node, workers on the others, the job, all stopped again.
 #
 #   sbatch cluster/slurm.sh score --config jobs/score.yaml
 #
-# Edit: the #SBATCH lines (partition, account, nodes, GPUs, time), and SARM_RAY_ENV if sarm_ray is not in the .venv beside this
-# folder. The repository, that environment, dataset, --cache and --output lie on a disk that all nodes share. Nodes of one
-# kind are simplest; for CPU nodes that decode beside GPU nodes submit a heterogeneous job and set both its components below.
-# Costs: nodes x hours of the allocation, whatever runs on them; `sarm-ray score --dry-run` on the login node says how much there
-# is to do, jobs that end early give the nodes back at once.
+# Edit: the #SBATCH lines (partition, account, nodes, GPUs, time), and SARM_RAY_ENV if sarm_ray is not in ./.venv of where
+# sbatch is typed, the repository. That, dataset, --cache and --output lie on a disk that all nodes share. Nodes of one kind:
+# their cores decode, their GPUs encode.
+# Costs: nodes x hours of the allocation, whatever runs on them; `sarm-ray score --dry-run` on the login node says how much
+# there is to do, and a run that ends early gives the nodes back at once.
 # Watch: tail -f sarm-ray-JOBID.out (the job's own progress lines); the dashboard by
 #   ssh -L 8265:HEAD:PORT LOGIN     # HEAD and PORT are in the file's first lines, the token in the folder named beside
-# Exit code: the command's own, as in jobs/submit.sh. At the time limit, on scancel --signal=TERM --batch and on preemption the
-# job is told to stop five minutes before: chunks in flight are finished, and the same sbatch line goes on. 3: Ray did not start.
+# Exit code: the command's own, as in jobs/submit.sh; 3 if Ray did not start. Five minutes before the time limit, and on
+# scancel --signal=TERM --batch, the job is told to stop: chunks in flight are finished, and the same sbatch line goes on.
 #SBATCH --job-name=sarm-ray
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -36,7 +36,7 @@ mkdir -p "$dir"
 umask "$umask_before"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-270}   # Slurm kills after 300
-export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0                     # else a node waits half a minute for nobody: the job is over
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0   # else a node that is told to end waits half a minute, for nobody
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 
 steps=() job=''
@@ -48,7 +48,10 @@ stop_all() {
     for pid in "${steps[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done   # srun passes it on to its node
     for pid in "${steps[@]}"; do wait "$pid" 2>/dev/null || true; done
     case $code in
-        0|1|2|130) rm -rf "$dir" ;;
+        0|1|2|130)
+            rm -rf "$dir"
+            # shellcheck disable=SC2016  # expanded on the node
+            srun --overlap --ntasks-per-node=1 bash -c 'rm -rf "${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID"' || true ;;
         *) echo "what Ray printed is in $dir" >&2 ;;
     esac
     exit "$code"
@@ -96,7 +99,8 @@ for host in "${hosts[@]:1}"; do
     start "$host" 0 --address "$head_ip:$gcs"
 done
 
-echo "cluster   ${#hosts[@]} node(s), head $head; RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_ADDRESS=$address" >&2
+echo "cluster   ${#hosts[@]} node(s), head $head; RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token \
+RAY_ADDRESS=$address" >&2
 cd "$repository"
 PYTHON=$python "$repository/jobs/submit.sh" --address "$address" --nodes "${#hosts[@]}" --stop "$@" </dev/null &
 job=$!
