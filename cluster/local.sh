@@ -67,11 +67,12 @@ print(*[one.getsockname()[1] for one in held])' $((3 + 1 + workers)))
 gcs=${ports[0]} dashboard=${ports[1]} client=${ports[2]}
 
 # In a session of its own, so that Ctrl-C reaches this script alone, which stops things in order. With a folder of its own:
-# of two raylets that share one, the second fetches a job's working directory anew and so takes it away under the first one's.
+# of two raylets that share one, the second fetches a job's working directory anew and takes it away under the first one's.
 start() {
     local name=$1; shift
     setsid ray start --block --temp-dir "$dir/$name" --disable-usage-stats \
-        --object-store-memory "${STORE_BYTES:-1000000000}" --min-worker-port 0 --max-worker-port 0 "$@" >"$dir/$name.log" 2>&1 </dev/null &
+        --object-store-memory "${STORE_BYTES:-1000000000}" --min-worker-port 0 --max-worker-port 0 \
+        "$@" >"$dir/$name.log" 2>&1 </dev/null &
     nodes+=($!)
 }
 start h --head --port "$gcs" --num-cpus 0 --num-gpus 0 --ray-client-server-port "$client" \

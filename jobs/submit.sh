@@ -7,7 +7,7 @@
 #   jobs/submit.sh [--address URL] [--nodes N] [--working-dir DIR] [--runtime-env FILE] [--stop] COMMAND [FLAGS...]
 #
 # Exit codes: 0 done, 1 done with failures listed, 2 bad input (found here, too), 70 a bug, 130 interrupted or stopped, 137
-# killed, 75 the job was lost without a code of its own. (`ray job submit` itself exits with 1 for all of them but the first.)
+# killed, 75 the job was lost without a code of its own. (`ray job submit` itself exits with 1 for all but the first.)
 # After 130, 137 and 75 the same line again goes on.
 #
 # Needs sarm_ray installed where it is typed; PYTHON says which Python has it. Ctrl-C leaves the job running, unless --stop.

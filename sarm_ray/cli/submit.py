@@ -100,7 +100,7 @@ def job_name(metadata: Mapping[str, str]) -> str:
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--address", envvar="RAY_ADDRESS", metavar="URL", help="Job server, http://HEAD:8265; else RAY_ADDRESS.")
+@click.option("--address", metavar="URL", help="Job server, http://HEAD:8265; else RAY_ADDRESS.")
 @click.option("--runtime-env", "env_file", metavar="FILE", help="YAML; ${NAME} in env_vars is this machine's variable.")
 @click.option(
     "--working-dir", default=".", metavar="DIR", help="Sent along: configs and code; '' for nothing. Default ."

@@ -7,12 +7,14 @@ server keeps the code itself; so this is `ray job submit` through Ray's SDK, wit
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from typing import Any
 
 import aiohttp
 import click
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 
@@ -27,6 +29,7 @@ RECONNECT_S = 3.0
 SILENT_S = 120.0  # then the connection is made anew: one that was cut without a word looks just like a quiet job
 UNREACHABLE_S = 300.0  # a head that is gone for longer is not awaited
 NODES_S = 600.0
+AGENT_S = 60.0
 
 
 def exit_code(client: JobSubmissionClient, job: str) -> int | None:
@@ -134,11 +137,31 @@ def connect(address: str | None) -> JobSubmissionClient:
     Raises:
         ConfigError: nobody answers there, or the token is wrong.
     """
+    if address:  # Ray lets these variables win over what it is told
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         where = address or "RAY_ADDRESS, which is to be http://HEAD:8265"
         raise ConfigError(f"no Ray job server answers at {where} ({str(error).splitlines()[0]})") from error
+
+
+def submit(client: JobSubmissionClient, **job: Any) -> None:
+    """Submit a job, as soon as the cluster takes any: a head that answers already may have no agent to start one yet.
+
+    Raises:
+        ConfigError: it took none for a minute, or never will take this one.
+    """
+    until = time.monotonic() + AGENT_S
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise ConfigError(f"the cluster refuses the job ({str(error).strip().splitlines()[-1]})") from error
+            time.sleep(POLL_S)
 
 
 def run_job(
@@ -163,12 +186,14 @@ def run_job(
         stop: SIGINT and SIGTERM stop the job instead of leaving it.
 
     Raises:
-        ConfigError: nobody answers, or the nodes do not come.
+        ConfigError: nobody answers, the nodes do not come, or the job is refused.
     """
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for logger in list(logging.root.manager.loggerDict):
+        if logger.startswith("ray."):  # the SDK's have levels of their own
+            logging.getLogger(logger).setLevel(logging.ERROR)
     client = connect(address)
     if num_nodes:
         wait_for_nodes(client.get_address(), num_nodes)
-    client.submit_job(entrypoint=command, submission_id=name, metadata=metadata, runtime_env=runtime_env)
+    submit(client, entrypoint=command, submission_id=name, metadata=metadata, runtime_env=runtime_env)
     say(f"job       {name} ({', '.join(f'{key} {value}' for key, value in metadata.items())})")
     return wait_or_leave(client, name, stop)
