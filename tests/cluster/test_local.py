@@ -127,10 +127,10 @@ def test_a_job_ends_here_as_it_ended_there(cluster, folder):
     assert "error: " in missing.stdout
 
 
-def test_every_exit_code_comes_out(cluster, capfd):
+def test_other_exit_codes_come_out(cluster, capfd):
     token = Path(cluster.env["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
     client = JobSubmissionClient(cluster.env["RAY_ADDRESS"], headers={"Authorization": f"Bearer {token}"})
-    wanted = {"exit 0": 0, "exit 1": 1, "exit 2": 2, "exit 70": 70, "exit 130": 130, "echo said; kill -KILL $$": 137}
+    wanted = {"exit 130": 130, "echo said; kill -KILL $$": 137}
     jobs = {client.submit_job(entrypoint=command): code for command, code in wanted.items()}
     assert {job: wait(Log(client, job)) for job in jobs} == jobs
     assert capfd.readouterr().out.count("said\n") == 1
