@@ -261,7 +261,11 @@ def compile_efficientnet(num_images: int) -> Callable[[np.ndarray], np.ndarray]:
     decoder = TorchScriptPythonDecoder(traced, example_input=(example,))  # must outlive the conversion
     network = frontend.convert(frontend.load(decoder))
     network.reshape([num_images, 3, 224, 224])
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": 1,
+        "ENABLE_CPU_PINNING": False,  # it would bind the thread to the first core, in every process of a machine
+    }
     compiled = openvino.Core().compile_model(network, "CPU", options)
     return lambda pixels: compiled(pixels)[0]
 
