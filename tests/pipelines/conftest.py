@@ -39,6 +39,14 @@ def encoder() -> EncoderInfo:
 
 
 @pytest.fixture(scope="session")
+def robots(tmp_path_factory, encoder):
+    """What the robots of the live server's tests live through."""
+    from tests.pipelines.live import make_robots
+
+    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
+
+
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> Undisturbed:
     """The run that crash tests compare with: the console command, which starts its own Ray."""
     folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()

@@ -20,14 +20,8 @@ from tests.pipelines.live import (
     frame_message,
     hello,
     live_server,
-    make_robots,
     open_socket,
 )
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder):
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 @pytest.fixture(scope="module")

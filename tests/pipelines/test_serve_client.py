@@ -14,14 +14,9 @@ import pytest
 import ray
 
 from sarm_ray.client import AsyncLiveScorer, Curve, LiveScorer, LiveScoringError, Score, score_clip
-from tests.pipelines.live import FPS, GAP, LENGTHS, TASK, TOKEN, Robots, Server, live_server, make_robots
+from tests.pipelines.live import FPS, GAP, LENGTHS, TASK, TOKEN, Robots, Server, live_server
 
 HEADS = ("sparse", "dense")
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder):
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,8 @@ from sarm_ray.cli import main
 from sarm_ray.config.serve import ServeConfig
 from sarm_ray.data.rollout_log import read_rollouts
 from tests.pipelines.crashes import kill, members_of, said, wait_until
-from tests.pipelines.live import Robot, Robots, Server, free_port, make_robots
+from tests.pipelines.live import Robot, Server, free_port
 from tests.pipelines.runs import CLIP_TINY, SARM_TINY
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder) -> Robots:
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ from tests.pipelines.live import (
     frame_message,
     hello,
     live_server,
-    make_robots,
     open_socket,
 )
 
@@ -36,11 +35,6 @@ LIMITS = {"max_image_pixels": 2**17, "max_sessions": 5000, "idle_s": 5.0}
 LIVELY = settings(
     max_examples=150, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder):
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,10 @@ from sarm_ray.pipelines.serve import APPLICATION
 from sarm_ray.pipelines.serving.application import build_application
 from sarm_ray.pipelines.serving.plan import plan_serving
 from tests.pipelines.crashes import wait_until
-from tests.pipelines.live import FPS, LENGTHS, TASK, TOKEN, at_once, live_server, make_robots
+from tests.pipelines.live import FPS, LENGTHS, TASK, TOKEN, at_once, live_server
 
 NUM_ROBOTS = 8
 SCORED = range(0, LENGTHS[0], 3)  # at 10 Hz of 30
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder):
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from sarm_ray.pipelines.serve import metrics_url
 from sarm_ray.pipelines.serving.application import app
 from sarm_ray.pipelines.serving.meters import MILLISECONDS
 from tests.pipelines.crashes import kill, wait_until
-from tests.pipelines.live import FPS, TOKEN, Robot, Robots, Server, free_port, live_server, make_robots
+from tests.pipelines.live import FPS, TOKEN, Robot, Server, free_port, live_server
 
 JOBS = Path(__file__).parents[2] / "jobs"
 CLUSTER = """
@@ -30,11 +30,6 @@ ray.init("local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1"
 print("up", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder) -> Robots:
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 def test_serve_deploy_takes_our_file_and_a_frame_is_scored(robots, tmp_path):

@@ -6,16 +6,11 @@ import pytest
 
 from tests.browser import Tab, until
 from tests.live_page import card, counts, is_painted, names
-from tests.pipelines.live import FPS, LENGTHS, TOKEN, Robot, live_server, make_robots
+from tests.pipelines.live import FPS, LENGTHS, TOKEN, Robot, live_server
 
 NUM_ROBOTS = 20
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def robots(tmp_path_factory, encoder):
-    return make_robots(tmp_path_factory.mktemp("robots"), encoder)
 
 
 @pytest.fixture(scope="module")
