@@ -21,7 +21,7 @@ HEADS = ("sparse", "dense")
 
 @pytest.fixture(scope="module")
 def server(robots, tmp_path_factory):
-    with live_server(robots.model, tmp_path_factory.mktemp("server"), num_replicas=2) as running:
+    with live_server(robots.model, tmp_path_factory.mktemp("server"), num_replicas=2, max_wait_s=60.0) as running:
         yield running
 
 
@@ -170,8 +170,8 @@ def test_a_killed_replica_costs_no_frame_and_changes_no_value(server, robots):
 
 
 def test_a_robot_that_does_not_wait_goes_on_after_a_kill(server, robots):
-    """At the camera's pace: what the new replica has no time for is dropped and counted, and every value is right."""
-    with LiveScorer(**options(server, score_hz=10)) as scorer:
+    """At the camera's pace, on a server that gives a frame time to wait for a replica."""
+    with LiveScorer(**options(server, score_hz=10, max_wait_s=60.0)) as scorer:
         began_s = time.monotonic()
         for frame in range(LENGTHS[0]):
             if frame == 30:
@@ -181,12 +181,8 @@ def test_a_robot_that_does_not_wait_goes_on_after_a_kill(server, robots):
         curve = scorer.close(timeout_s=60)
     assert curve.complete
     assert curve.counts["num_reconnects"] == 1
-    frames = curve.columns["frame_index"]
-    assert set(frames.tolist()) <= set(range(0, LENGTHS[0], 3))
-    assert len(frames) + curve.counts["num_dropped"] == len(range(0, LENGTHS[0], 3))
-    assert frames[-1] == 69
-    if not curve.counts["num_dropped"]:
-        check_curve(robots, 0, curve, range(0, LENGTHS[0], 3))
+    check_curve(robots, 0, curve, range(0, LENGTHS[0], 3))
+    assert curve.counts["num_dropped"] == 0
 
 
 def test_a_cut_cable_costs_no_frame_and_scores_that_were_under_way_arrive(server, robots, cable):

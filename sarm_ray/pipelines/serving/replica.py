@@ -22,7 +22,7 @@ from sarm_ray.pipelines.serving.engine import Engine
 from sarm_ray.pipelines.serving.meters import Meters
 from sarm_ray.pipelines.serving.plan import LiveModel
 from sarm_ray.pipelines.serving.recording import RolloutLog, as_record
-from sarm_ray.pipelines.serving.rollouts import Rollout, Rollouts
+from sarm_ray.pipelines.serving.rollouts import GOING_AWAY, Rollout, Rollouts
 
 BOARD = "board"
 READY_TIMEOUT_S = 5.0
@@ -93,7 +93,11 @@ class Live:
         await self.conversations.converse(socket, session)
 
     async def watch(self, socket: WebSocket) -> None:
-        await watch(socket, self._changes, self.guard.knows)
+        try:
+            await watch(socket, self._changes, self.guard.knows)
+        except (ConnectionError, *UNANSWERED, ValueError) as error:  # the page comes back, maybe to another replica
+            log.info("a viewer is sent away (%s)", type(error).__name__)
+            await socket.close(GOING_AWAY)
 
     async def drain_server(self) -> int:
         """Send the sessions of all replicas away: how many robots are connected still."""
@@ -109,6 +113,8 @@ class Live:
         return await _insist(lambda: self.encoder.encode_text.remote(text))
 
     async def _changes(self, version: int) -> dict[str, Any]:
+        if self.rollouts.draining:
+            raise ConnectionError("draining")
         return await serve.get_deployment_actor(BOARD).changes.remote(version)
 
     async def _ended(self, rollout: Rollout) -> None:
