@@ -21,7 +21,7 @@ import sarm_ray.pipelines.serving.application as application
 from sarm_ray.cli.submit import describe, runtime_env
 from sarm_ray.config.loading import load_config
 from sarm_ray.config.score import ScoreConfig
-from sarm_ray.config.serve import ServeConfig
+from sarm_ray.config.serve import ServeConfig, applied_args
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "cluster/kuberay"
@@ -284,7 +284,7 @@ def test_the_service_is_one_that_serve_deploys():
     (served,) = config.applications
     module, _, name = served.import_path.partition(":")
     assert (module, callable(getattr(application, name))) == (application.__name__, True)
-    args = load_config(ServeConfig, None, dict(served.args))
+    args = load_config(ServeConfig, None, {**applied_args(served.args), "host": "0.0.0.0"})  # as `app` does
     assert args.token_file.startswith("/etc/sarm-ray/")
     ports = [group["template"]["spec"]["containers"][0]["ports"] for group in groups_of("RayService")]
     assert all({"name": "serve", "containerPort": config.http_options.port} in those for those in ports)
