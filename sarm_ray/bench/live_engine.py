@@ -23,7 +23,8 @@ from sarm_ray.bench.live_outcome import PHASES, spread
 from sarm_ray.bench.measure import Hardware, describe_hardware
 from sarm_ray.bench.serve import Setting, serve_config
 from sarm_ray.console import say
-from sarm_ray.core.live_protocol import FRAME_HEADER, PROTOCOL, read_frame, read_hello
+from sarm_ray.core.live_frames import FRAME_HEADER, read_frame
+from sarm_ray.core.live_protocol import PROTOCOL, read_hello
 from sarm_ray.core.live_session import Session
 from sarm_ray.model.encoder import encode_texts, load_live_encoder
 from sarm_ray.model.scorer import Scorer

@@ -25,7 +25,8 @@ from websockets.exceptions import WebSocketException
 
 from sarm_ray.bench.live_outcome import Answer, Outcome, Tally, sum_up
 from sarm_ray.client import pack_frame
-from sarm_ray.core.live_protocol import FRAME_HEADER, PROTOCOL
+from sarm_ray.core.live_frames import FRAME_HEADER
+from sarm_ray.core.live_protocol import PROTOCOL
 
 OPENING_AT_ONCE = 16
 SETTLE_S = 1.0  # sessions start at different phases of a period, and what they find is a server at work

@@ -8,7 +8,8 @@ import numpy as np
 
 from sarm_ray.bench.live_load import Load, outcome_of, run_load, started
 from sarm_ray.bench.live_processes import INGRESS, PROXY, memory_bytes
-from sarm_ray.core.live_protocol import Frame, Hello
+from sarm_ray.core.live_frames import Frame
+from sarm_ray.core.live_protocol import Hello
 from sarm_ray.core.live_session import HeadScore, Session
 from sarm_ray.pipelines.serving.plan import LiveModel
 

@@ -10,7 +10,8 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
-from sarm_ray.core.live_protocol import FRAME_HEADER, PROTOCOL
+from sarm_ray.core.live_frames import FRAME_HEADER
+from sarm_ray.core.live_protocol import PROTOCOL
 
 APPLICATION = "empty"
 PREFIX = "/empty"
