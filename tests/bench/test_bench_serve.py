@@ -141,7 +141,7 @@ def test_the_search_finds_the_limit(limit, start):
 
 
 def test_a_load_that_is_not_carried_for_long_is_not_the_largest(monkeypatch):
-    bed = Bed(Setting(trial_s=1.0), *[None] * 5)
+    bed = Bed(Setting(trial_s=1.0), *[None] * 6)
     spans = []
 
     def run(self, sessions, duration_s, prefix=""):
@@ -156,6 +156,11 @@ def test_a_load_that_is_not_carried_for_long_is_not_the_largest(monkeypatch):
     assert 34 <= bed.find_largest(10) <= 36
     assert spans[-1] == 3.0
     assert {trial["held"] for trial in bed.trials} == {0.0, 1.0}
+    monkeypatch.setattr(Bed, "holds", lambda _, sessions, duration_s=0: sessions <= 40 and not duration_s)
+    with pytest.raises(
+        ConfigError, match="40 sessions were carried for 1 s, and not half as many for 3 s: the machine is"
+    ):
+        bed.find_largest(10)
     monkeypatch.setattr(Bed, "holds", lambda *_: False)
     with pytest.raises(ConfigError, match="not even one session at 10 Hz is carried; lower --hz"):
         bed.find_largest(10)
