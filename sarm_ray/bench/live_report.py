@@ -31,6 +31,7 @@ class ServeBench(Figures):
         sessions, hz: the largest load without loss.
         duration_s: of the runs at half and at twice of it.
         max_wait_s: the server's bound on how long a frame waits.
+        load_average: of the machine over the minute before: what else it was busy with.
         trials: of the search: sessions, frames_per_s, held.
         half, ping, double, recovered: at 50 %; the empty deployment at 50 %; at 200 %; at 50 % right after that.
         healthy: whether /readyz said so after the 200 %.
@@ -51,6 +52,7 @@ class ServeBench(Figures):
     hz: float
     duration_s: float
     max_wait_s: float
+    load_average: float
     trials: list[dict[str, float]]
     half: Outcome
     ping: Outcome
@@ -76,7 +78,8 @@ def describe(bench: ServeBench) -> str:
     floors = "; ".join(f"{f.batch} together: encode {f.encode_ms:.1f}, score {f.score_ms:.1f}" for f in bench.floors)
     lines = [
         f"{bench.encoder} {bench.precision} on {bench.device}, SARM {bench.model}, {bench.num_replicas} replica"
-        f"{'s' if bench.num_replicas > 1 else ''}, {bench.hardware.cores} cores: "
+        f"{'s' if bench.num_replicas > 1 else ''}, {bench.hardware.cores} cores "
+        f"(load {bench.load_average:.1f} before): "
         f"{bench.sessions} sessions x {bench.hz:g} Hz without loss, {bench.frames_per_s:.0f} frames/s",
         f"  at 50%, {half.sessions} sessions for {bench.duration_s:g} s: {_latencies(half)}; {half.num_sent} sent, "
         f"{half.num_scored} scored, {half.num_dropped} dropped, {half.num_lost} lost",

@@ -6,6 +6,7 @@ the same size (`ping`), and the networks run by themselves in this process (the 
 """
 
 import http.client
+import os
 import socket
 import sys
 import tempfile
@@ -78,6 +79,7 @@ class Bed:
     model: LiveModel
     pictures: str
     picture_bytes: int
+    load_average: float
     trials: list[dict[str, float]] = field(default_factory=list)
     num_runs: int = 0
 
@@ -117,11 +119,15 @@ class Bed:
         """The largest number of sessions that is carried, also for longer than a trial.
 
         Raises:
-            ConfigError: not even one is.
+            ConfigError: not even one is, or far fewer than a moment ago.
         """
-        found = find_largest(self.holds, guess)
+        first = found = find_largest(self.holds, guess)
         while found and not self.holds(found, CONFIRM * self.setting.trial_s):
             found = min(found - 1, int(0.95 * found))
+            if found < first / 2:
+                short_s, long_s = self.setting.trial_s, CONFIRM * self.setting.trial_s
+                uneven = f"{first} sessions were carried for {short_s:g} s, and not half as many for {long_s:g} s"
+                raise ConfigError(f"{uneven}: the machine is too busy with other work to be measured")
         if not found:
             raise ConfigError(f"not even one session at {self.setting.hz:g} Hz is carried; lower --hz")
         return found
@@ -193,7 +199,7 @@ def bed(setting: Setting) -> Iterator[Bed]:
         config = serve_config(setting, root)
         picture_bytes = synthetic.write_pictures(root / "pictures")
         model = plan_serving(config, cluster)
-        yield Bed(setting, config, cluster, model, str(root / "pictures"), picture_bytes)
+        yield Bed(setting, config, cluster, model, str(root / "pictures"), picture_bytes, os.getloadavg()[0])
 
 
 def serve_config(setting: Setting, root: Path) -> ServeConfig:
@@ -231,6 +237,7 @@ def _figures(ground: Bed, sessions: int, memory: SessionMemory | None, runs: Run
         duration_s=setting.duration_s,
         max_wait_s=ground.config.max_wait_s,
         trials=ground.trials,
+        load_average=ground.load_average,
         **vars(runs),
         p50_ms=p50_ms,
         p99_ms=latency_of(runs.half)["p99"],

@@ -27,8 +27,8 @@ def check_counts(outcome: Outcome) -> None:
     assert outcome.num_sent == outcome.num_scored + outcome.num_dropped + outcome.num_skipped
     assert (outcome.num_lost, outcome.num_refused, outcome.num_broken, outcome.num_failed) == (0, 0, 0, 0)
     assert outcome.first_error is None
-    assert outcome.latency_ms is not None
-    assert 0 < outcome.latency_ms["p50"] <= outcome.latency_ms["p99"] <= outcome.latency_ms["max"]
+    if outcome.latency_ms is not None:  # on a machine that stands still nothing may come before the end
+        assert 0 < outcome.latency_ms["p50"] <= outcome.latency_ms["p99"] <= outcome.latency_ms["max"]
 
 
 def test_the_figures_of_a_running_server_fit_together():
@@ -141,7 +141,7 @@ def test_the_search_finds_the_limit(limit, start):
 
 
 def test_a_load_that_is_not_carried_for_long_is_not_the_largest(monkeypatch):
-    bed = Bed(Setting(trial_s=1.0), *[None] * 5)
+    bed = Bed(Setting(trial_s=1.0), *[None] * 6)
     spans = []
 
     def run(self, sessions, duration_s, prefix=""):
@@ -156,6 +156,11 @@ def test_a_load_that_is_not_carried_for_long_is_not_the_largest(monkeypatch):
     assert 34 <= bed.find_largest(10) <= 36
     assert spans[-1] == 3.0
     assert {trial["held"] for trial in bed.trials} == {0.0, 1.0}
+    monkeypatch.setattr(Bed, "holds", lambda _, sessions, duration_s=0: sessions <= 40 and not duration_s)
+    with pytest.raises(
+        ConfigError, match="40 sessions were carried for 1 s, and not half as many for 3 s: the machine is"
+    ):
+        bed.find_largest(10)
     monkeypatch.setattr(Bed, "holds", lambda *_: False)
     with pytest.raises(ConfigError, match="not even one session at 10 Hz is carried; lower --hz"):
         bed.find_largest(10)
