@@ -35,6 +35,8 @@ def _pixels(image: Image, limits: LiveLimits) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except Refusal:
         raise
+    except Picture.DecompressionBombError as error:  # Pillow's own bound, far above ours
+        raise Refusal("image_too_large", f"{error}; send smaller images") from None
     except Exception as error:  # noqa: BLE001  # Pillow raises whatever a broken file leads it to
         reason = (
             "cannot be identified" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__

@@ -94,7 +94,7 @@ def wrong_frames(robots) -> list[tuple[str, Callable[[float], bytes]]]:
         ("bad_image", frame(picture[:20], kind=1)),
         ("bad_image", frame(b"", kind=1)),
         ("bad_image", frame(b"\x89PNG\r\n\x1a\n" + bytes(64), kind=2)),
-        ("bad_image", frame(png(60_000, 60_000), kind=2)),
+        ("image_too_large", frame(png(60_000, 60_000), kind=2)),
         ("bad_image", frame(png(2_000_000, 1), kind=2)),
         ("bad_image", frame(png(64, 64, tail=chunk(b"iCCP", b"")), kind=2)),
         ("bad_image", frame(scan_bomb(), kind=1)),

@@ -22,8 +22,8 @@ PER_FRAME = ("num_received", "num_scored", "num_dropped", "num_skipped", "type")
 class ClipRollout(Rollout):
     """A rollout whose messages are collected, not sent."""
 
-    def __init__(self, rollout: Rollout):
-        super().__init__(rollout.session, rollout.text, 0)
+    def __init__(self, session: Session, text: np.ndarray):
+        super().__init__(session, text, keep_thumbnails=0)
         self.messages: list[dict[str, Any]] = []
 
     def send(self, message: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Clips:
         text = await self.conversations.text_feature(hello.task)
         live = model.live_window(hello, most_hz=hello.fps)
         session = Session("clip", hello, live, model.heads, _patient(model.limits), started)
-        clip = ClipRollout(Rollout(session, text, 0))
+        clip = ClipRollout(session, text)
         for message in messages[1:]:
             session.receive(read_frame(message, hello, model.num_cameras, model.limits), started)
             if session.num_waiting == engine.most or session.waiting_bytes > GROUP_BYTES:

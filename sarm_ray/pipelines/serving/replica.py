@@ -162,10 +162,10 @@ def page_of(model: LiveModel) -> bytes:
 
 
 async def _insist(call: Callable[[], Any]) -> Any:
-    """A network's answer; where its replica dies meanwhile, another one's.
+    """A network's answer; where its replica dies or is silent meanwhile, another one's.
 
     Raises:
-        ray.exceptions.RayError: none answers.
+        ray.exceptions.RayError, RayServeException, TimeoutError: none answers.
     """
     until = time.monotonic() + RETRY_S
     while True:

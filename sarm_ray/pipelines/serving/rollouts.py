@@ -81,7 +81,6 @@ class Rollout:
         self.opened_s = time.time()
         resume = session.hello.resume
         self.started_s = (resume and resume.started_s) or self.opened_s
-        self.detached_s: float | None = None
         self.ended: str | None = None
         self.outcome: str | None = None
         self.newest: dict[str, Any] | None = None
@@ -172,7 +171,7 @@ class Rollouts:
         """Let a session be spoken to over a new socket; an older one is closed."""
         if rollout.connection is not None:
             rollout.connection.close(TAKEN_OVER, "another client opened this session")
-        rollout.connection, rollout.detached_s, rollout.changed = connection, None, True
+        rollout.connection, rollout.changed = connection, True
         rollout.session.last_frame_s = time.monotonic()  # whoever comes back is not idle
         rollout.opened_s = time.time()
         rollout.num_pushed = 0
@@ -180,7 +179,7 @@ class Rollouts:
     def detach(self, rollout: Rollout, connection: Connection) -> None:
         """The socket is gone; the session stays for a while."""
         if rollout.connection is connection:
-            rollout.connection, rollout.detached_s, rollout.changed = None, time.monotonic(), True
+            rollout.connection, rollout.changed = None, True
 
     async def end(self, rollout: Rollout, why: str) -> None:
         """A rollout is over."""
