@@ -73,7 +73,7 @@ class Scorer:
         """
         features = torch.from_numpy(np.asarray(features_FD)).to(self.device, self.dtype)
         states = torch.from_numpy(states_FS).to(self.device, self.dtype)
-        text = torch.from_numpy(text_E).to(self.device, self.dtype)[None]
+        text = torch.from_numpy(text_E.copy()).to(self.device, self.dtype)[None]
         passes = torch.from_numpy(slots_BT).to(self.device).split(self.windows_per_pass)
         outputs = [self._infer(features[slots], states[slots], text.expand(len(slots), -1)) for slots in passes]
         return self._collect(outputs, whole_B)

@@ -25,6 +25,8 @@ from sarm_ray.model.annotator import Annotator, MarkedFrames, ask
 from sarm_ray.model.annotator_openai import Endpoint, OpenAIAnnotator
 from sarm_ray.model.annotator_transformers import LocalVlm, TransformersAnnotator
 from sarm_ray.pipelines.annotate_plan import AnnotatePlan, gpus_of_nodes
+from sarm_ray.pipelines.nodes import prefer
+from sarm_ray.pipelines.pools import pool_watch
 from sarm_ray.pipelines.rounds import MAX_ATTEMPTS, work_through
 from sarm_ray.pipelines.runtime import (
     ARROW,
@@ -148,7 +150,8 @@ def pool_size(
     """Fewest and most actors: as wanted, else one for an endpoint, else as many as the GPUs carry."""
     if wanted is None:
         spread = engine.num_gpus if isinstance(engine, LocalVlm) else 0
-        wanted = (1, max(sum(gpus // spread for gpus in gpus_of_nodes()) if spread else 1, 1))
+        there = sum(gpus // spread for gpus in gpus_of_nodes()) if spread else 1
+        wanted = (1, max(there * (cluster.growth if spread else 1), 1))
     most = max(1, min(wanted[1], num_episodes))
     return min(wanted[0], most), most
 
@@ -180,11 +183,17 @@ def ask_pipeline(
     resources: dict[str, Any] = {"num_cpus": 2 * SMALL_TASK_SHARE}  # unlike a decoder's: Ray would fuse the two
     if isinstance(engine, LocalVlm):
         gpus = {"num_gpus": engine.num_gpus, "num_cpus": GPU_ACTOR_CPUS}
-        resources = gpus if cluster.num_gpus else {"num_cpus": CPU_ACTOR_SHARE}
+        resources = {**(gpus if cluster.num_gpus else {"num_cpus": CPU_ACTOR_SHARE}), **prefer("gpu")}
     waiting = 3 * size[1] * concurrency * episode_bytes
     return (
         # an episode is a block: it leaves the decoder as soon as it is read
-        jobs_dataset(jobs, block_bytes=1, waiting_bytes=max(waiting, 2**26))
+        jobs_dataset(
+            jobs,
+            block_bytes=1,
+            waiting_bytes=max(waiting, 2**26),
+            name="annotate",
+            watch=pool_watch("annotate") if cluster.tells_pools else None,
+        )
         .map_batches(
             read_episode,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
             batch_size=1,

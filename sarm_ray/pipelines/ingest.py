@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sarm_ray.console import Progress, first_line, tell
+from sarm_ray.console import Progress, first_line, say, tell
 from sarm_ray.core.episodes import count_frames, frames_of
 from sarm_ray.data.features import (
     SCHEMA,
@@ -29,6 +29,7 @@ from sarm_ray.data.video import FrameRequest, read_frames
 from sarm_ray.errors import DatasetError, SarmRayError, VideoError
 from sarm_ray.model.encoder import EncoderInfo, load_image_encoder
 from sarm_ray.pipelines.ingest_plan import JOB_CHUNKS, ChunkFailure, IngestPlan, chunk_list, plan_jobs
+from sarm_ray.pipelines.pools import describe_feeding, pool_watch
 from sarm_ray.pipelines.rounds import cause_of, work_through
 from sarm_ray.pipelines.runtime import (
     ARROW,
@@ -99,6 +100,10 @@ def ingest(datasets: Sequence[Sequence[IngestPlan]], cluster: Cluster, stop: Sto
     for number, chunk in lost.tolist():
         report.failures[owner[number]].append(plans[number].gave_up(chunk))
     report.seconds = progress.finish()
+    if not quiet and (
+        fed := describe_feeding(cluster, report.busy_s["decode"], report.busy_s["encode"], report.seconds)
+    ):
+        say(f"balance   {fed}")
     if not stop.requested:
         compact_stores(plans)
         for plan, dataset in zip(plans, owner, strict=True):
@@ -147,7 +152,13 @@ def encode_pipeline(
     return (
         # a block of one frame: each decoded chunk is one, and leaves its operator as soon as it is there; the status rows
         # of a commit are one together
-        jobs_dataset(jobs, frame_bytes, waiting_bytes=WAITING_CHUNKS * cluster.num_cpus * chunk_frames * frame_bytes)
+        jobs_dataset(
+            jobs,
+            frame_bytes,
+            waiting_bytes=WAITING_CHUNKS * cluster.num_cpus * cluster.growth * chunk_frames * frame_bytes,
+            name="encode",
+            watch=pool_watch("encode") if cluster.tells_pools else None,
+        )
         .map_batches(
             decode_job,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
             batch_size=1,

@@ -4,6 +4,9 @@ Ray would retry a task whose process died for ever, and a frame that kills its d
 retried inside a pipeline: the pipeline goes on without the chunk, and the driver sees which chunks never reported. They make
 the next round, each as a job of its own, so that a chunk that kills costs no other one. What is left after MAX_ATTEMPTS
 rounds is given up. An exception of our own code is no dead process: it ends the run.
+
+A lost machine is no fault of the chunks that it held: a round in which a node went away counts as no attempt. Long work goes
+in waves, because Ray Data keeps some 4 kB for every chunk of a pipeline until it ends: the driver's memory is that of one.
 """
 
 import contextlib
@@ -21,10 +24,17 @@ from ray.data.exceptions import UserCodeException
 
 from sarm_ray import errors as our_errors
 from sarm_ray.console import tell
-from sarm_ray.errors import SarmRayError
+from sarm_ray.errors import SarmRayError, name_list
+from sarm_ray.pipelines.nodes import lost_nodes, node_ids
 from sarm_ray.pipelines.stopping import Stop
 
 MAX_ATTEMPTS = 3
+
+# Rounds in a row that lost a node and finished nothing: then the machines last for less than a chunk, or a frame brings them
+# down.
+MAX_BARREN_ROUNDS = 10
+
+WAVE_CHUNKS = 50_000  # 200 MB of the driver; at 10,000 frames/s the pools start anew every 20 minutes
 
 _EXECUTOR_LOG = "ray.data._internal.execution.streaming_executor_state"
 
@@ -54,25 +64,68 @@ def work_through(
     Raises:
         SarmRayError, ray.exceptions.RayError: an error of the pipeline itself.
     """
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        reported = np.zeros(len(todo), dtype=bool)
-        keys = _keys(todo)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see runtime.ONE_TASK_ATTEMPT
-            dataset = pipeline(todo, attempt > 1)
-        with stop.draining(), contextlib.closing(stream_rows(dataset)) as rows:
-            for row in rows:
-                reported[np.searchsorted(keys, _keys(np.array([[row["dataset"], row["chunk"]]])))] = True
-                record(row, attempt)
-        del dataset, rows
-        gc.collect()  # Ray Data keeps statistics of every block, in cycles that the next pipeline need not find here
+    lost = [todo[:0]]
+    for first in range(0, len(todo), WAVE_CHUNKS):
+        if stop.requested:
+            break
+        lost.append(_work_through_wave(todo[first : first + WAVE_CHUNKS], pipeline, record, stop, quiet, noun))
+    return np.concatenate(lost)
+
+
+def _work_through_wave(
+    todo: np.ndarray,
+    pipeline: Callable[[np.ndarray, bool], Dataset],
+    record: Callable[[dict[str, Any], int], None],
+    stop: Stop,
+    quiet: bool,
+    noun: str,
+) -> np.ndarray:
+    attempt, barren = 1, 0
+    while True:
+        gone_before = node_ids(alive=False)
+        reported, error = _run_round(todo, pipeline, record, stop, attempt)
+        barren = 0 if reported.any() else barren + 1
         todo = todo[~reported]
         if stop.requested or not len(todo):
             return todo[:0]
-        if attempt < MAX_ATTEMPTS and not quiet:
-            again = f"tried again by itself, {attempt + 1} of {MAX_ATTEMPTS}"
-            tell([f"a worker process died with {len(todo):,} {noun}{'s' if len(todo) > 1 else ''}; {again}"])
-    return todo
+        left = f"{len(todo):,} {noun}{'s' if len(todo) > 1 else ''}"
+        if (lost := lost_nodes(gone_before)) and barren < MAX_BARREN_ROUNDS:
+            if not quiet:
+                which = f"node{'s' if len(lost) > 1 else ''} {name_list(lost)}"
+                tell([f"lost {which}, and {left} with it; done again by the nodes that are there"])
+            continue
+        if error is not None:
+            raise error
+        attempt += 1
+        if attempt > MAX_ATTEMPTS:
+            return todo
+        if not quiet:
+            tell([f"a worker process died with {left}; tried again by itself, {attempt} of {MAX_ATTEMPTS}"])
+
+
+def _run_round(
+    todo: np.ndarray,
+    pipeline: Callable[[np.ndarray, bool], Dataset],
+    record: Callable[[dict[str, Any], int], None],
+    stop: Stop,
+    attempt: int,
+) -> tuple[np.ndarray, ray.exceptions.RayError | None]:
+    """Run the pipeline once: which of the chunks have reported, (N,) bool, and what of Ray's own ended it too early."""
+    reported, error = np.zeros(len(todo), dtype=bool), None
+    keys = _keys(todo)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see runtime.ONE_TASK_ATTEMPT
+        dataset = pipeline(todo, attempt > 1)
+    with stop.draining(), contextlib.closing(stream_rows(dataset)) as rows:
+        try:
+            for row in rows:
+                reported[np.searchsorted(keys, _keys(np.array([[row["dataset"], row["chunk"]]])))] = True
+                record(row, attempt)
+        except ray.exceptions.RayError as failure:
+            error = failure
+    del dataset, rows
+    gc.collect()  # Ray Data keeps statistics of every block, in cycles that the next pipeline need not find here
+    return reported, error
 
 
 def stream_rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:

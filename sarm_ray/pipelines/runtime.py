@@ -9,7 +9,6 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sarm_ray.console import divert_native_stderr
 from sarm_ray.core.episodes import CHUNK_FRAMES
 from sarm_ray.errors import ConfigError, EncoderError
+from sarm_ray.pipelines.nodes import Cluster, prefer, survey
 from sarm_ray.pipelines.rounds import cause_of
 
 LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
@@ -51,31 +51,6 @@ M_ARENA_MAX = -8
 
 # With GPUs an actor claims little of a core, so that decoding finds one on a machine with as many GPUs as cores.
 GPU_ACTOR_CPUS = 0.1
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a run has to work with.
-
-    Args:
-        num_cpus, num_gpus: of the whole cluster when the run began.
-        device: where networks run, `cuda` or `cpu`.
-        bf16: whether that hardware has bfloat16 instructions.
-    """
-
-    num_cpus: int
-    num_gpus: int
-    device: str
-    bf16: bool
-
-    @property
-    def num_actors(self) -> int:
-        """Most actors of a pool: one per GPU, or one single-threaded one per core."""
-        return self.num_gpus or self.num_cpus
-
-    def describe(self) -> str:
-        gpus = f", {self.num_gpus} GPU{'s' if self.num_gpus > 1 else ''}" if self.num_gpus else ", no GPU"
-        return f"{self.num_cpus} CPU core{'s' if self.num_cpus > 1 else ''}{gpus}{', bf16' if self.bf16 else ''}"
 
 
 @contextlib.contextmanager
@@ -112,29 +87,32 @@ def processes_for(num_frames: int) -> int:
 
 
 def actor_options(cluster: Cluster, num_jobs: int, num_frames: int, alone: bool = False) -> dict[str, Any]:
-    """map_batches arguments of a pool of networks: from one actor to one per GPU (or core), never more than pay.
+    """map_batches arguments of a pool of networks: one actor per GPU (or core), never more than pay, on `gpu` nodes first.
 
     `alone`: no job waits in an actor's queue behind another one, so that an actor that dies takes one job with it.
     """
-    most = max(1, min(cluster.num_actors, num_jobs, processes_for(num_frames)))
+    pay = max(1, min(num_jobs, processes_for(num_frames)))
+    now = min(pay, cluster.num_actors)
+    most = min(pay, cluster.num_actors * cluster.growth)
     pool = ActorPoolStrategy(
-        min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1 if alone else None
+        min_size=1, max_size=most, initial_size=now, max_tasks_in_flight_per_actor=1 if alone else None
     )
-    if cluster.num_gpus:
-        return {"compute": pool, "num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS, **ONE_ACTOR_ATTEMPT}
-    return {"compute": pool, "num_cpus": CPU_ACTOR_SHARE, **ONE_ACTOR_ATTEMPT}
+    resources = {"num_gpus": 1, "num_cpus": GPU_ACTOR_CPUS} if cluster.num_gpus else {"num_cpus": CPU_ACTOR_SHARE}
+    return {"compute": pool, **resources, **prefer("gpu"), **ONE_ACTOR_ATTEMPT}
 
 
 def decode_options(cluster: Cluster, num_jobs: int, num_frames: int) -> dict[str, Any]:
     """map_batches arguments of the decode tasks, unlike the actors' so that Ray does not fuse the two into one operator.
 
     With GPUs a decoder has a core of its own. Without, there is at most one per core beside the networks; those take 3 to 20
-    times as long per frame, so the decoders mostly wait for them. `num_frames`: that the chunks span, needed or not.
+    times as long per frame, so the decoders mostly wait for them. On `decode` nodes first, wherever there are any.
+    `num_frames`: that the chunks span, needed or not.
     """
     if cluster.num_gpus:
-        return {"num_cpus": 1, **ONE_TASK_ATTEMPT}
-    few = TaskPoolStrategy(size=max(1, min(cluster.num_cpus, num_jobs, processes_for(num_frames))))
-    return {"num_cpus": SMALL_TASK_SHARE, "compute": few, **ONE_TASK_ATTEMPT}
+        return {"num_cpus": 1, **prefer("decode"), **ONE_TASK_ATTEMPT}
+    most = cluster.num_cpus * cluster.growth
+    few = TaskPoolStrategy(size=max(1, min(most, num_jobs, processes_for(num_frames))))
+    return {"num_cpus": SMALL_TASK_SHARE, "compute": few, **prefer("decode"), **ONE_TASK_ATTEMPT}
 
 
 def commit_options(cluster: Cluster, chunk_frames: int) -> dict[str, Any]:
@@ -150,11 +128,21 @@ def commit_options(cluster: Cluster, chunk_frames: int) -> dict[str, Any]:
     return {"num_cpus": SMALL_TASK_SHARE, "batch_size": batch_size, "compute": few, **ONE_TASK_ATTEMPT}
 
 
-def jobs_dataset(jobs: pa.Table, block_bytes: int, rows_per_block: int = 1, waiting_bytes: float = math.inf) -> Dataset:
+def jobs_dataset(
+    jobs: pa.Table,
+    block_bytes: int,
+    rows_per_block: int = 1,
+    waiting_bytes: float = math.inf,
+    name: str | None = None,
+    watch: type | None = None,
+) -> Dataset:
     """A Ray dataset over job rows, whose operators emit blocks of about `block_bytes`; at most MAX_BLOCKS input blocks.
 
     The rows of an input block go to one task or actor, one after the other. At most `waiting_bytes` of results wait between
     operators at any time, or half of the object stores.
+
+    Args:
+        name: in Ray's dashboard. watch: an execution callback.
     """
     rows_per_block = max(rows_per_block, -(-jobs.num_rows // MAX_BLOCKS))
     context = DataContext.get_current().copy()
@@ -163,11 +151,14 @@ def jobs_dataset(jobs: pa.Table, block_bytes: int, rows_per_block: int = 1, wait
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.custom_execution_callback_classes = [watch] if watch else []
     with DataContext.current(context):
         # not from_arrow, which has a task for each block find out its number of rows: seconds, and 50 kB of the driver
-        return ray.data.from_blocks(
+        dataset = ray.data.from_blocks(
             [jobs.slice(first, rows_per_block) for first in range(0, jobs.num_rows, rows_per_block)]
         )
+    dataset.set_name(name)
+    return dataset
 
 
 class Rest:
@@ -309,20 +300,3 @@ def _private_token() -> Iterator[None]:
     yield
     if made and (folder / "auth_token").exists():
         (folder / "auth_token").chmod(0o600)
-
-
-def survey() -> Cluster:
-    resources = ray.cluster_resources()
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    if num_gpus or len(ray.nodes()) > 1:
-        probe = ray.remote(_has_bf16).options(num_cpus=0, num_gpus=1 if num_gpus else 0)
-        return Cluster(num_cpus, num_gpus, "cuda" if num_gpus else "cpu", ray.get(probe.remote()))
-    return Cluster(num_cpus, 0, "cpu", _has_bf16())
-
-
-def _has_bf16() -> bool:
-    import torch
-
-    if ray.get_gpu_ids():
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -25,6 +25,7 @@ from sarm_ray.model.encoder import encode_texts
 from sarm_ray.model.scorer import Scorer
 from sarm_ray.pipelines.frame_features import frame_features
 from sarm_ray.pipelines.ingest_plan import ChunkFailure, IngestPlan, chunk_list
+from sarm_ray.pipelines.pools import pool_watch
 from sarm_ray.pipelines.rounds import work_through
 from sarm_ray.pipelines.runtime import (
     ARROW,
@@ -156,7 +157,13 @@ def score_pipeline(
     num_blocks = -(-len(todo) // rows_per_block)
     chunk_frames = max(int(count_frames(plan.computed).max(initial=0)) for plan in plans)
     return (
-        jobs_dataset(jobs, block_bytes=2**20, rows_per_block=rows_per_block)
+        jobs_dataset(
+            jobs,
+            block_bytes=2**20,
+            rows_per_block=rows_per_block,
+            name="score",
+            watch=pool_watch("score") if cluster.tells_pools else None,
+        )
         .map_batches(
             ChunkScorer,
             batch_size=1,

@@ -1,0 +1,32 @@
+"""One score on a head and two hosts, one of which is killed; the rest of the faults: `make test-cluster`."""
+
+import pytest
+
+from tests.cluster.faults import NUM_FRAMES, assert_scored, scoring, start, strike
+from tests.cluster.hosts import cluster, needs_hosts
+from tests.pipelines.runs import needs_parity, sarm_ray
+
+pytestmark = [needs_hosts, needs_parity]
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_node")
+    run = sarm_ray(*scoring(folder))
+    assert run.returncode == 0, run.stderr
+    return folder / "out.parquet"
+
+
+def test_a_host_killed_while_it_encodes(one_node, measured):
+    """Submitted from outside the head. What it held is done again by the other host; values are those of one machine."""
+    with cluster() as hosts:
+        run = start(hosts, "killed", *scoring(hosts.folder / "killed"))
+        victim = strike(hosts, run, "encoding")
+        code, said, seconds = run.end()
+        assert code == 0, said
+        summary = assert_scored(hosts.folder / "killed", one_node)
+        measured("score, a host killed while encoding, cluster new", seconds, None)
+    assert (summary["num_decoded"], summary["num_scored"], summary["failures"]) == (NUM_FRAMES, NUM_FRAMES, [])
+    assert f"note: lost node 10.77.0.{victim}, and " in said
+    assert "pool      encode: 2 actors, 2 more\n" in said
+    assert "Traceback" not in said
