@@ -72,12 +72,16 @@ def open_copy(location: str, stamp: str) -> IO[bytes] | None:
         return None  # a disk that is full or read-only is no reason to fail; a missing file shows when it is opened
 
 
-def _folder() -> Path:
-    """On this machine's disk, also where the user's cache is a remote store."""
+def local_cache() -> Path:
+    """The user's cache on this machine's disk, also where `SARM_RAY_CACHE` is a remote store."""
     cache = storage.user_cache()
     if not storage.is_local(cache):
         cache = storage.absolute(f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sarm_ray")
-    return Path(storage.open_filesystem(cache)[1]) / "remote"
+    return Path(storage.open_filesystem(cache)[1])
+
+
+def _folder() -> Path:
+    return local_cache() / "remote"
 
 
 def _open_finished(path: Path) -> IO[bytes] | None:

@@ -24,6 +24,7 @@ from sarm_ray.errors import CheckpointError
 from sarm_ray.model.sarm import HEADS, Sarm, SarmShape
 
 SIDECAR = "sarm_ray.json"
+WEIGHTS_FILE = "model.safetensors"
 CONSTANT_STD = 1e-6
 NORMALIZER_EPS = 1e-8
 OUTLIER_SIGMAS = 10.0
@@ -195,7 +196,7 @@ def open_checkpoint(name: str, folder: str) -> Checkpoint:
             weights.update(hashlib.file_digest(stream, "sha256").digest())
     except OSError as error:
         raise CheckpointError(f"{place}: {error.strerror}: {error.filename}") from error
-    _check_weights(place / "model.safetensors", sarm_shape(config, sidecar))
+    _check_weights(place / WEIGHTS_FILE, sarm_shape(config, sidecar))
     normalizer = _read_normalizer(place, config.state_key)
     return Checkpoint(name, str(place), config, normalizer, sidecar, weights.hexdigest())
 
@@ -208,7 +209,7 @@ def load_model(checkpoint: Checkpoint) -> Sarm:
     """
     with torch.device("meta"):  # weights are not drawn at random first, which takes a second
         model = Sarm(checkpoint.shape)
-    path = Path(checkpoint.folder) / "model.safetensors"
+    path = Path(checkpoint.folder) / WEIGHTS_FILE
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

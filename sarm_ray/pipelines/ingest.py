@@ -9,7 +9,7 @@ an error, and ends in the report. What is in the store is not in the plan.
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from sarm_ray.data.video import FrameRequest, read_frames
 from sarm_ray.errors import DatasetError, SarmRayError, VideoError
 from sarm_ray.model.encoder import EncoderInfo, load_image_encoder
 from sarm_ray.pipelines.ingest_plan import JOB_CHUNKS, ChunkFailure, IngestPlan, chunk_list, plan_jobs
+from sarm_ray.pipelines.model_files import ENCODER_FILES, ModelFiles, carry_files, folder_here
 from sarm_ray.pipelines.pools import describe_feeding, pool_watch
 from sarm_ray.pipelines.rounds import cause_of, work_through
 from sarm_ray.pipelines.runtime import (
@@ -94,8 +95,10 @@ def ingest(datasets: Sequence[Sequence[IngestPlan]], cluster: Cluster, stop: Sto
             failure = plan.failure(status["chunk"], status["error"], status["message"], attempt)
             report.failures[dataset].append(failure)
 
+    info = plans[0].encoder
+    files = carry_files(info.folder, ENCODER_FILES, info.weights) if info.folder else None
     lost = work_through(
-        todo, lambda todo, alone: encode_pipeline(plans, cluster, todo, stop.marker, alone), record, stop, quiet
+        todo, lambda todo, alone: encode_pipeline(plans, cluster, todo, stop.marker, alone, files), record, stop, quiet
     )
     for number, chunk in lost.tolist():
         report.failures[owner[number]].append(plans[number].gave_up(chunk))
@@ -135,7 +138,12 @@ def check_store(plan: IngestPlan, failures: list[ChunkFailure]) -> None:
 
 
 def encode_pipeline(
-    plans: Sequence[IngestPlan], cluster: Cluster, todo: np.ndarray, stop_marker: str, alone: bool = False
+    plans: Sequence[IngestPlan],
+    cluster: Cluster,
+    todo: np.ndarray,
+    stop_marker: str,
+    alone: bool = False,
+    files: ModelFiles | None = None,
 ) -> ray.data.Dataset:
     """The chain. Rows in: plan_jobs; rows out: dataset, chunk, num_frames, error, message, decode_s, encode_s."""
     todo_by_plan = [(plan, todo[todo[:, 0] == number, 1]) for number, plan in enumerate(plans)]
@@ -148,7 +156,13 @@ def encode_pipeline(
     num_spanned = sum(int((plan.chunks.stop - plan.chunks.start)[own].sum()) for plan, own in todo_by_plan)
     num_frames = sum(int(count_frames(plan.missing[own]).sum()) for plan, own in todo_by_plan)
     frame_bytes = 3 * info.image_size**2
-    encoder = {"info": info, "precision": precision, "dtype": plans[0].store.dtype, "device": cluster.device}
+    encoder = {
+        "info": info,
+        "precision": precision,
+        "dtype": plans[0].store.dtype,
+        "device": cluster.device,
+        "files": files,
+    }
     return (
         # a block of one frame: each decoded chunk is one, and leaves its operator as soon as it is there; the status rows
         # of a commit are one together
@@ -221,8 +235,12 @@ def decode_job(jobs: pa.Table, stop_marker: str) -> Iterator[pa.Table]:
 class FrameEncoder:
     """Rows of decode_job in; the same chunks out, with features (k, D) of the stored dtype as bytes."""
 
-    def __init__(self, info: EncoderInfo, precision: str, dtype: str, device: str, stop_marker: str):
+    def __init__(
+        self, info: EncoderInfo, precision: str, dtype: str, device: str, stop_marker: str, files: ModelFiles | None
+    ):
         prepare_actor(device)
+        if files is not None:
+            info = replace(info, folder=folder_here(files))
         self.size, self.dtype, self.stop_marker, self.clock = info.image_size, dtype, stop_marker, work_clock(device)
         self.encode = load_image_encoder(info, precision, device)
 

@@ -12,6 +12,7 @@ from sarm_ray.core.episodes import parse_selection
 from sarm_ray.core.windows import Window, gap_in_frames
 from sarm_ray.data import hub
 from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.model_store import copy_model
 from sarm_ray.data.rows import state_statistics
 from sarm_ray.errors import (
     CheckpointError,
@@ -191,12 +192,16 @@ def choose_heads(head_mode: str, checkpoint: Checkpoint, notices: list[str]) -> 
 
 
 def model_folder(name: str) -> str:
-    """Where a checkpoint's files are on this machine; fetched from the Hub where need be."""
+    """Where a checkpoint's files are on this machine; fetched from the Hub or a store where need be."""
+    if "://" in name:
+        return _remote_folder(name, CHECKPOINT_FILES, CheckpointError)
     local = _local_folder(name, CheckpointError, "")
     return local or hub.download_from_hub(name, CHECKPOINT_FILES, None, "model")
 
 
 def _encoder_folder(name: str) -> str:
+    if "://" in name:
+        return _remote_folder(name, [*CLIP_FILES, *WEIGHT_FILES], EncoderError)
     local = _local_folder(name, EncoderError, f"; known by name: {EFFICIENTNET}, {CLIP}")
     if local is not None:
         return local
@@ -204,6 +209,13 @@ def _encoder_folder(name: str) -> str:
     if (Path(folder) / WEIGHT_FILES[0]).exists():
         return folder
     return hub.download_from_hub(name, [*CLIP_FILES, WEIGHT_FILES[1]], None, "model")
+
+
+def _remote_folder(url: str, patterns: list[str], error: type[SarmRayError]) -> str:
+    try:
+        return copy_model(url, patterns)
+    except FileNotFoundError:
+        raise error(f"{url}: there is no model in that folder (none of {name_list(patterns)})") from None
 
 
 def _local_folder(name: str, error: type[SarmRayError], hint: str) -> str | None:

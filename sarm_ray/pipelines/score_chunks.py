@@ -7,7 +7,7 @@ import functools
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,15 @@ import ray
 
 from sarm_ray.console import Progress
 from sarm_ray.core.episodes import BITMAP_BYTES, chunk_keys, count_frames, frames_of
-from sarm_ray.core.windows import Window, window_slots
+from sarm_ray.core.windows import window_slots
 from sarm_ray.data import progress_io
-from sarm_ray.data.features import StoreIndex, read_chunk
+from sarm_ray.data.features import read_chunk
 from sarm_ray.data.rows import read_rows
 from sarm_ray.errors import DatasetError, name_list
-from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
-from sarm_ray.model.encoder import encode_texts
 from sarm_ray.model.scorer import Scorer
 from sarm_ray.pipelines.frame_features import frame_features
-from sarm_ray.pipelines.ingest_plan import ChunkFailure, IngestPlan, chunk_list
+from sarm_ray.pipelines.ingest_plan import ChunkFailure, chunk_list
+from sarm_ray.pipelines.model_files import CHECKPOINT_FILES, carry_files, folder_here
 from sarm_ray.pipelines.pools import pool_watch
 from sarm_ray.pipelines.rounds import work_through
 from sarm_ray.pipelines.runtime import (
@@ -37,45 +36,11 @@ from sarm_ray.pipelines.runtime import (
     prepare_actor,
     work_clock,
 )
+from sarm_ray.pipelines.score_job import DatasetJob, ScoreJob, make_score_job
 from sarm_ray.pipelines.score_plan import ScorePlan
 from sarm_ray.pipelines.stopping import Stop, is_stopping
 
 MAX_CHUNKS_PER_BLOCK = 8
-
-
-@dataclass(frozen=True)
-class DatasetJob:
-    """What a scoring actor needs of one dataset.
-
-    Args:
-        cameras: the plans of its features, and an index of each camera's store.
-        window, state_key, normalizer: see `ScorePlan`.
-        texts: each episode's text feature, by its position in the table.
-    """
-
-    cameras: tuple[IngestPlan, ...]
-    indices: tuple[StoreIndex, ...]
-    window: Window
-    state_key: str
-    normalizer: StateNormalizer
-    texts: dict[int, np.ndarray]
-
-    @property
-    def features(self) -> IngestPlan:
-        """The first camera's; dataset, episodes and chunks are the same for all."""
-        return self.cameras[0]
-
-
-@dataclass(frozen=True)
-class ScoreJob:
-    """What every scoring actor needs, put into the object store once."""
-
-    datasets: tuple[DatasetJob, ...]
-    checkpoint: Checkpoint
-    heads: tuple[str, ...]
-    precision: str
-    device: str
-    stop_marker: str
 
 
 @dataclass
@@ -118,7 +83,9 @@ def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quie
     if not len(todo) or stop.requested:
         return scoring
     progress = Progress("score", count_todo(plans, todo), quiet)
-    job = make_aside(_score_job, plans, cluster, todo, stop.marker)
+    checkpoint = plans[0].checkpoint
+    files = carry_files(checkpoint.folder, CHECKPOINT_FILES, checkpoint.weights)
+    job = make_aside(make_score_job, plans, files, cluster, todo, stop.marker)
 
     def record(status: dict, attempt: int) -> None:
         done, plan, chunk = scoring.datasets[status["dataset"]], plans[status["dataset"]].ingest, status["chunk"]
@@ -195,7 +162,8 @@ class ChunkScorer:
         self.job, self.clock = own, work_clock(own.device)
         prepare_actor(own.device)
         readout = own.datasets[0].window.readout_slot
-        self.scorer = Scorer(own.checkpoint, own.heads, readout, own.precision, own.device)
+        checkpoint = replace(own.checkpoint, folder=folder_here(own.files))
+        self.scorer = Scorer(checkpoint, own.heads, readout, own.precision, own.device)
         self.indices = [list(dataset.indices) for dataset in own.datasets]
         self.read_chunk = functools.lru_cache(maxsize=16 * own.checkpoint.shape.num_cameras)(self._read_chunk)
         self.read_states = functools.lru_cache(maxsize=2)(self._read_states)
@@ -322,24 +290,3 @@ def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
     whole = num_holes == 0
     planned = chunk_keys(plan.ingest.dataset.episode_index[chunks.row], chunks.start)
     return np.flatnonzero(~np.isin(planned, chunk_keys(episode[whole], start[whole])))
-
-
-def _score_job(plans: Sequence[ScorePlan], cluster: Cluster, todo: np.ndarray, stop_marker: str) -> ScoreJob:
-    prepare_actor("cpu")  # where texts are encoded; the number of threads shows in their last bits
-    rows = [np.unique(plan.ingest.chunks.row[todo[todo[:, 0] == number, 1]]) for number, plan in enumerate(plans)]
-    text_of_row = [dict(zip(plan.ingest.rows.tolist(), plan.texts, strict=True)) for plan in plans]
-    distinct = sorted({texts[row] for texts, own in zip(text_of_row, rows, strict=True) for row in own.tolist()})
-    by_text = dict(zip(distinct, encode_texts(plans[0].ingest.encoder, distinct), strict=True))
-    datasets = [
-        DatasetJob(
-            cameras=plan.cameras,
-            indices=tuple(camera.index() for camera in plan.cameras),
-            window=plan.window,
-            state_key=plan.state_key,
-            normalizer=plan.normalizer,
-            texts={row: by_text[texts[row]] for row in own.tolist()},
-        )
-        for plan, texts, own in zip(plans, text_of_row, rows, strict=True)
-    ]
-    first = plans[0]
-    return ScoreJob(tuple(datasets), first.checkpoint, first.heads, first.precision, cluster.device, stop_marker)
