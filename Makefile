@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test slow check lint types clean
+.PHONY: venv demo test slow test-cluster check lint types clean
 
 venv: $(VENV)/.stamp
 
@@ -22,6 +22,9 @@ test: venv
 
 slow: venv   # the whole demo on five seeds: half an hour and more
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: venv   # hosts in network namespaces: needs root and iproute2; half an hour
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 lint: venv
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ umask_before=$(umask); umask 077
 umask "$umask_before"                   # what the job writes is for others to read
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-300}   # else 3 seconds, which finish no chunk
+export RAY_idle_worker_killing_time_threshold_ms=60000   # a process takes seconds to start
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0   # else a node that is told to end waits half a minute, for nobody
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 

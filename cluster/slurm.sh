@@ -36,6 +36,7 @@ mkdir -p "$dir"
 umask "$umask_before"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
 export RAY_JOB_STOP_WAIT_TIME_S=${RAY_JOB_STOP_WAIT_TIME_S:-270}   # Slurm kills after 300
+export RAY_idle_worker_killing_time_threshold_ms=60000   # a process takes seconds to start
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0   # else a node that is told to end waits half a minute, for nobody
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 

@@ -43,6 +43,10 @@ class Run:
     def said(self) -> str:
         return self.log.read_text()
 
+    def ended(self) -> str | None:
+        """What it said, once it has ended."""
+        return None if self.process.poll() is None else f"{self.process.poll()}: {self.said()}"
+
 
 def start(hosts: TestCluster, name: str, *command: object, num_nodes: int = 3) -> Run:
     log = hosts.folder / f"{name}.said"
@@ -64,7 +68,7 @@ def at_work(hosts: TestCluster, work: str, workers: tuple[int, ...] = (2, 3)) ->
 
 def strike(hosts: TestCluster, run: Run, work: str) -> int:
     """SIGKILL the host that is at some work, and bring another one up in its place; its number."""
-    victim = wait_for(at_work(hosts, work), run.process, what=work)
+    victim = wait_for(at_work(hosts, work), run.ended, what=work)
     hosts.kill(victim)
     return victim
 

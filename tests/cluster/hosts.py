@@ -10,7 +10,9 @@ Nothing of it reaches any other address. Root and iproute2 are needed; processes
 import contextlib
 import ctypes
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,11 +43,23 @@ def ip(*words: object) -> str:
     return subprocess.run(["ip", *map(str, words)], check=True, capture_output=True, text=True).stdout
 
 
+def sweep() -> None:
+    """Clear away the hosts of test processes that were killed."""
+    for space in ip("netns", "list").split("\n"):
+        found = re.match(r"sr(\d+)-", space)
+        if found and not psutil.pid_exists(int(found[1])):
+            name = space.split()[0]
+            for pid in ip("netns", "pids", name).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "del", name)
+
+
 class Hosts:
     """Hosts by number, which is the last part of their address.
 
     Args:
-        folder: what all of them share; each has a `home` besides, where nothing of another's lies.
+        folder: what all of them share. Each has a home besides that no other sees.
         environment: of every process.
     """
 
@@ -85,7 +99,15 @@ class Hosts:
     def start(self, number: int, command: Sequence[object], log: Path, **environment: str) -> subprocess.Popen:
         """A process on a host, in a session of its own."""
         named = ["ip", "netns", "exec", self.space(number), "unshare", "--uts", "sh", "-c"]
-        script = f'hostname host{number} && mount --bind {self.folder}/hosts /etc/hosts && exec "$@"'
+        script = " && ".join(
+            [
+                f"hostname host{number}",
+                f"mount --bind {self.folder}/hosts /etc/hosts",
+                'mount -t tmpfs none "$HOME"',  # a disk of its own
+                'cd "$HOME"',
+                'exec "$@"',
+            ]
+        )
         own = {
             "HOME": str(self.home(number)), "SARM_RAY_CACHE": str(self.home(number) / "cache"), "TMPDIR": "/tmp",
         }  # fmt: skip
@@ -202,6 +224,21 @@ class TestCluster(Hosts):
             self.add(number)
         self.ray(number, "--address", f"{address(HEAD)}:6379", "--num-cpus", num_cpus, *words)
 
+    def has_lost(self, number: int) -> bool:
+        """Whether Ray, asked from the user's host, counts no living node there."""
+        query = f"{DASHBOARD}/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        asked = urllib.request.Request(query, headers={"Authorization": f"Bearer {self.token}"})
+
+        def ask() -> bool:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                return address(number) not in answer.read().decode()
+
+        return self.call(USER, ask)
+
+    @property
+    def token(self) -> str:
+        return (self.folder / "token").read_text()
+
     def submit(self, log: Path, *command: object, num_nodes: int = 3, **environment: str) -> subprocess.Popen:
         """jobs/submit.sh on the user's host."""
         words = [
@@ -232,11 +269,12 @@ def cluster(workers: Sequence[int] = (2, 3), **settings: str) -> Iterator[TestCl
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "120",
-        "RAY_idle_worker_killing_time_threshold_ms": "600000",  # as in cluster/: a process takes seconds to start
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",  # as in cluster/: a process takes seconds to start
         **settings,
     }
     hosts = TestCluster(folder, environment)
     try:
+        sweep()
         hosts.mount_small("100M")
         hosts.lay_wires()
         for number in (HEAD, USER):
@@ -250,14 +288,19 @@ def cluster(workers: Sequence[int] = (2, 3), **settings: str) -> Iterator[TestCl
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(ready, process: subprocess.Popen | None = None, patience_s: float = 300, what: str = "it"):
-    """Poll until something is truthy, and return that; the process must not end before.
+def wait_for(
+    ready: Callable[[], T], ended: Callable[[], object] | None = None, patience_s: float = 300, what: str = "it"
+) -> T:
+    """Poll until something is truthy, and return that.
 
     Patience is counted in naps, not by the clock: a virtual machine may stand still for minutes, and all in it.
+
+    Args:
+        ended: what says why it will not come true any more, or nothing as long as it may.
     """
     for _ in range(int(patience_s / 0.05)):
         if found := ready():
             return found
-        assert process is None or process.poll() is None, f"the run ended before {what} came true"
+        assert not (why := ended and ended()), f"the run ended before {what} came true:\n{why}"
         time.sleep(0.05)
     raise AssertionError(f"{what} never came true")

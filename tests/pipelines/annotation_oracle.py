@@ -35,7 +35,7 @@ class Oracle:
         labels: kind -> its labels, by which a question's kind is told.
         moods: (kind, episode) -> how it behaves at each asking, in turn; afterwards, and without any, well. See `_answer`.
         key: that it wants to hear, or None.
-        noise_s: of the boundaries. delay_s: before each answer.
+        noise_s: of the boundaries. delay_s: before each answer. host: an address of this machine.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Oracle:
         key: str | None = None,
         noise_s: float = 0.0,
         delay_s: float = 0.0,
+        host: str = "127.0.0.1",
     ):
         self.truth, self.labels, self.key, self.noise_s, self.delay_s = truth, labels, key, noise_s, delay_s
         self.moods = {case: list(moods) for case, moods in (moods or {}).items()}
@@ -65,8 +66,8 @@ class Oracle:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        self.server = ThreadingHTTPServer((host, 0), Handler)
+        self.url = f"http://{host}:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def count(self, kind: str, episode: int) -> int:
