@@ -46,6 +46,7 @@ def work_through(
     stop: Stop,
     quiet: bool = False,
     noun: str = "chunk",
+    wave_chunks: int = WAVE_CHUNKS,
 ) -> np.ndarray:
     """Run a pipeline over chunks until each has reported, has been given up, or the run is asked to stop.
 
@@ -57,6 +58,7 @@ def work_through(
         stop: where the run is asked to stop.
         quiet: say nothing of retries.
         noun: what a chunk is to the user.
+        wave_chunks: at most so many in one pipeline.
 
     Returns:
         (M, 2) int64, chunks that were given up.
@@ -65,10 +67,10 @@ def work_through(
         SarmRayError, ray.exceptions.RayError: an error of the pipeline itself.
     """
     lost = [todo[:0]]
-    for first in range(0, len(todo), WAVE_CHUNKS):
+    for first in range(0, len(todo), wave_chunks):
         if stop.requested:
             break
-        lost.append(_work_through_wave(todo[first : first + WAVE_CHUNKS], pipeline, record, stop, quiet, noun))
+        lost.append(_work_through_wave(todo[first : first + wave_chunks], pipeline, record, stop, quiet, noun))
     return np.concatenate(lost)
 
 

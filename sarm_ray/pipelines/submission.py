@@ -93,6 +93,9 @@ def wait(log: Log) -> int:
             lost_since = None
             time.sleep(POLL_S)  # the command has ended, and the job server has not noticed yet
         except (OSError, RuntimeError) as error:
+            if "status code 404" in str(error):  # a new head, which knows nothing of what the old one ran
+                say(f"{log.job} was lost with its head; the same line goes on where it was")
+                return LOST
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > UNREACHABLE_S:
                 say(f"the cluster has been out of reach for {UNREACHABLE_S:.0f} s ({error})")

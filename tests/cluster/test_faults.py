@@ -21,7 +21,7 @@ from tests.cluster.faults import (
     start,
     strike,
 )
-from tests.cluster.hosts import TestCluster, cluster, needs_hosts, wait_for
+from tests.cluster.hosts import HEAD, TestCluster, cluster, needs_hosts, wait_for
 from tests.pipelines.runs import needs_parity, sarm_ray
 
 pytestmark = [pytest.mark.cluster, needs_hosts, needs_parity]
@@ -84,6 +84,30 @@ def test_the_driver_is_killed(hosts, undisturbed, one_node, measured):
     assert 0 < held < NUM_FRAMES
     assert (summary["num_cached"], summary["num_decoded"]) == (held, NUM_FRAMES - held)
     measured("score, the driver killed while encoding, and the same line again", first_s + second_s, undisturbed)
+
+
+def test_the_head_is_killed(one_node, measured):
+    """All that Ray knew is gone. What was finished is not, and the same line goes on once there is a head again."""
+    with cluster() as hosts:
+        folder = hosts.folder / "head"
+        run = start(hosts, "head", *scoring(folder))
+        wait_for(lambda: list(folder.glob("features/*/*/*/[!.]*.parquet")), run.ended, what="a part")
+        began = time.monotonic()
+        for number in (HEAD, 2, 3):  # the workers would notice within a minute, and end themselves
+            hosts.kill(number)
+        hosts.start_head()
+        for number in (2, 3):
+            hosts.start_worker(number)
+        code, said, _ = run.end()
+        assert code == 75, said
+        assert said.endswith(" was lost with its head; the same line goes on where it was\n")
+        code, said, _ = start(hosts, "head_again", *scoring(folder)).end()
+        assert code == 0, said
+        assert assert_scored(folder, one_node)["num_cached"] > 0
+        measured(
+            "score, from the death of the head to the end of the same line, head and hosts anew",
+            time.monotonic() - began,
+        )
 
 
 @pytest.mark.parametrize("work", ["encoding", "scoring"])
