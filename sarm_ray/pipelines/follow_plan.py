@@ -201,9 +201,13 @@ def _difference(record: ScoredEpisodes, config: ScoreConfig, model: ScoreModel) 
     for key in ("head_mode", "stride", "live"):
         if there.get(key) != wanted[key]:
             return f"of {key.replace('_', ' ')} {there.get(key, 'unknown')}, not {wanted[key]}"
-    statistics = "checkpoint" if model.checkpoint.normalizer and config.state_stats != "dataset" else "dataset"
-    if there.get(STATISTICS, statistics).partition("-")[0] != statistics:
-        return f"by the statistics of the {there[STATISTICS].partition('-')[0]}, not those of the {statistics}"
+    if STATISTICS in there:
+        said = there[STATISTICS].partition("-")[0]
+        own = model.checkpoint.normalizer if config.state_stats != "dataset" else None
+        if said != ("checkpoint" if own else "dataset"):
+            return f"by the statistics of the {said}, not those of the {'checkpoint' if own else 'dataset'}"
+        if own and there[STATISTICS] != describe_statistics(own, said):
+            return f"by other statistics of the checkpoint ({there.get('reward_model_path', 'unknown')})"
     if sorted(record.heads) != sorted(model.heads):
         return f"of other heads ({', '.join(record.heads)})"
     return None

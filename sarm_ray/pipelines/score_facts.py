@@ -30,9 +30,7 @@ def describe_options(config: ScoreConfig, checkpoint: Checkpoint, encoder: Encod
 
 
 def describe_statistics(normalizer: StateNormalizer, source: str) -> str:
-    """What normalised the states, for the output's metadata: a dataset's own statistics change when it grows."""
-    if source == "checkpoint":
-        return source
+    """What normalised the states, `<source>-<digest>`: a dataset's own statistics change when it grows."""
     return f"{source}-{hashlib.sha256(normalizer.mean.tobytes() + normalizer.std.tobytes()).hexdigest()[:12]}"
 
 
