@@ -40,7 +40,14 @@ from sarm_ray.pipelines.follow_plan import (
     open_folders,
     was_replaced,
 )
-from sarm_ray.pipelines.follow_report import FollowReport, count, describe_done, describe_work, num_frames_of
+from sarm_ray.pipelines.follow_report import (
+    FollowReport,
+    count,
+    describe_done,
+    describe_totals,
+    describe_work,
+    num_frames_of,
+)
 from sarm_ray.pipelines.inputs import model_folder
 from sarm_ray.pipelines.runtime import Cluster, connect
 from sarm_ray.pipelines.score import run_plans
@@ -61,6 +68,7 @@ class Follower:
         names: what each is called on screen.
         sound: files that were found whole, of datasets that are not yet.
         holders: other runs that hold a dataset, and since when their heartbeat stands still.
+        announced: what was said to be ready, and is not scored yet.
         told: notices that were shown.
         trouble: why the last look saw nothing.
         report: what it did so far.
@@ -75,6 +83,7 @@ class Follower:
     names: dict[str, str] = field(default_factory=dict)
     sound: dict[str, dict[str, str]] = field(default_factory=dict)
     holders: dict[str, tuple[Lease, float]] = field(default_factory=dict)
+    announced: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
     trouble: str = ""
     report: FollowReport = field(default_factory=FollowReport)
@@ -108,7 +117,12 @@ def follow(config: ScoreConfig, quiet: bool = False) -> FollowReport | None:
                     ready, seen_s = _await_work(own, seen_s, config.follow)
                 except KeyboardInterrupt:
                     return _finish(own)
-                _score_round(own, ready)
+                _announce(own, ready)
+                try:
+                    _score_round(own, ready)
+                except (RunInterruptedError, KeyboardInterrupt):
+                    _say(own, f"follow    {describe_totals(own.report)} before this round")
+                    raise
 
 
 def _describe(own: Follower) -> None:
@@ -162,17 +176,18 @@ def _look(own: Follower, patient: bool = True) -> list[Ready]:
     for kept in (own.sound, own.holders):
         for root in kept.keys() - own.memory.keys():
             del kept[root]
-    if not own.quiet:
-        for root in look.changing:
-            say(f"waiting   {own.names[root]}: {own.memory[root].said}")
+    own.announced &= own.memory.keys()
+    for root in look.changing:
+        own.announced.discard(root)
+        _say(own, f"waiting   {own.names[root]}: {own.memory[root].said}")
     ready, num_done = [], 0
     for root in look.steady:
         verdict = _judge(own, found[root])
         if verdict is not None and verdict.plan is not None:
             ready.append((found[root], verdict, verdict.plan))
         num_done += verdict is not None and verdict.plan is None
-    if num_done and not own.quiet:
-        say(f"found     {count(num_done, 'dataset')} scored already")
+    if num_done:
+        _say(own, f"found     {count(num_done, 'dataset')} scored already")
     return ready
 
 
@@ -185,7 +200,7 @@ def _judge(own: Follower, found: Found) -> Verdict | None:
     try:
         sound = own.sound.setdefault(found.root, {})
         verdict = examine(found, own.config, own.model, own.cluster, sound)
-    except StoreError as error:
+    except (StoreError, OSError) as error:  # of the store, the disk, or a dataset that is being removed
         _note(own, found, "waiting", str(error), settled=False)
         return None
     if verdict.waits_for:
@@ -229,6 +244,21 @@ def _tidy(found: Found) -> None:
             progress_io.remove_files(found.run_folder, progress_io.PARTS_PREFIX)
 
 
+def _announce(own: Follower, ready: Sequence[Ready]) -> None:
+    """Say what is ready, but for what is only tried again."""
+    news = [each for each in ready if each[0].root not in own.announced]
+    own.announced |= {found.root for found, _, _ in ready}
+    for found, verdict, plan in news:
+        _say(own, f"found     {found.name}: {describe_work(plan)}{f' ({verdict.remark})' if verdict.remark else ''}")
+        if not own.quiet:
+            _tell_once(own, plan.notices)
+
+
+def _say(own: Follower, text: str) -> None:
+    if not own.quiet:
+        say(text)
+
+
 def _score_round(own: Follower, ready: Sequence[Ready]) -> None:
     """Score what is ready in one pool; where that fails, each dataset by itself, so that one cannot spoil the others.
 
@@ -236,10 +266,6 @@ def _score_round(own: Follower, ready: Sequence[Ready]) -> None:
         RunInterruptedError: asked to stop.
         CheckpointError, EncoderError: no dataset can be scored.
     """
-    if not own.quiet:
-        for found, verdict, plan in ready:
-            say(f"found     {found.name}: {describe_work(plan)}{f' ({verdict.remark})' if verdict.remark else ''}")
-            _tell_once(own, plan.notices)
     try:
         _score_together(own, ready)
     except (RunInterruptedError, CheckpointError, EncoderError):
@@ -249,7 +275,8 @@ def _score_round(own: Follower, ready: Sequence[Ready]) -> None:
             for each in ready:
                 _score_round(own, [each])
             return
-        _note(own, ready[0][0], "left", str(error), settled=not isinstance(error, (StoreError, OutputExistsError)))
+        passing = isinstance(error, (StoreError, OutputExistsError))
+        _note(own, ready[0][0], "left", str(error), settled=not passing)
 
 
 def _score_together(own: Follower, ready: Sequence[Ready]) -> None:
@@ -262,7 +289,7 @@ def _score_together(own: Follower, ready: Sequence[Ready]) -> None:
                 _note(own, found, "waiting", str(error).partition(";")[0], settled=False)
                 continue
             if was_replaced(verdict):  # another run has held the lease until now
-                _note(own, found, "waiting", "", settled=False)
+                own.memory[found.root], _ = note(own.memory[found.root], "", settled=False)
                 continue
             mine.append((found, plan))
             leases.append(lease)
@@ -276,8 +303,8 @@ def _score_together(own: Follower, ready: Sequence[Ready]) -> None:
     for (found, plan), done in zip(mine, report.datasets, strict=True):
         _note(own, found, "scored", "")
         _count_in(own, found, plan, done)
-        if not own.quiet:
-            say(f"scored    {found.name}: {describe_done(plan, done, report.seconds['total'])}")
+        own.announced.discard(found.root)
+        _say(own, f"scored    {found.name}: {describe_done(plan, done, report.seconds['total'])}")
 
 
 def _count_in(own: Follower, found: Found, plan: ScorePlan, done: DatasetReport) -> None:

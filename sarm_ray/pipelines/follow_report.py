@@ -8,6 +8,8 @@ from sarm_ray.data.failures import FAILED_FILE
 from sarm_ray.pipelines.score_plan import ScorePlan
 from sarm_ray.pipelines.score_report import DatasetReport
 
+MAX_LINES = 20
+
 
 @dataclass
 class FollowReport:
@@ -36,14 +38,25 @@ class FollowReport:
 
 def describe_follow(report: FollowReport) -> str:
     """What a person wants to know at the end."""
-    lines = [
+    there = f"{count(report.num_datasets, 'dataset')} there"
+    waiting = [f"  {name}: {reason}" for name, reason in sorted(report.waiting.items())]
+    if waiting:
+        there += f", {len(waiting):,} of them not scored whole"
+    failed = [f"  {name}: {count(number, 'chunk')} failed" for name, number in sorted(report.failed.items())]
+    return "\n".join([f"{describe_totals(report)}; {there}", *_first_of(waiting), *_first_of(failed)])
+
+
+def describe_totals(report: FollowReport) -> str:
+    """What was scored in all rounds."""
+    return (
         f"{count(report.num_episodes, 'episode')}, {count(report.num_frames, 'frame')} scored in "
-        f"{count(report.num_rounds, 'round')}, {count(report.num_failed, 'chunk')} failed; "
-        f"{count(report.num_datasets, 'dataset')} there, {len(report.waiting):,} not scored whole"
-    ]
-    lines += [f"  {name}: {reason}" for name, reason in sorted(report.waiting.items())]
-    lines += [f"  {name}: {count(number, 'chunk')} failed" for name, number in sorted(report.failed.items())]
-    return "\n".join(lines)
+        f"{count(report.num_rounds, 'round')}, {count(report.num_failed, 'chunk')} failed"
+    )
+
+
+def _first_of(lines: list[str]) -> list[str]:
+    more = len(lines) - MAX_LINES
+    return [*lines[:MAX_LINES], f"  and {more:,} more"] if more > 0 else lines
 
 
 def num_frames_of(plan: ScorePlan) -> int:

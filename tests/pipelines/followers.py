@@ -1,6 +1,7 @@
 """What the tests of `score --follow` share: starting a follower, on this process's Ray or as a process, and ending it."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -91,12 +92,16 @@ def follower(place: Path, command: list[str], *module: str, env: dict[str, str] 
 
 
 def follow_here(command: list[str], ready: Callable[[], object], looks: int = 4, patience_s: float = 200) -> Result:
-    """A follower in this process, ended by SIGTERM some looks after a condition has come true."""
+    """A follower in this process, ended by SIGTERM some looks after a condition has come true and its round has ended."""
     ended = threading.Event()
+    places = [Path(command[1]), *(Path(value) for flag, value in itertools.pairwise(command) if flag == "--output")]
+
+    def in_a_round() -> bool:
+        return any(list(place.rglob("lease.json")) for place in places)
 
     def end() -> None:
         for _ in range(int(patience_s / 0.05)):
-            if ended.is_set() or ready():
+            if ended.is_set() or (ready() and not in_a_round()):
                 break
             time.sleep(0.05)
         ended.wait(looks * EVERY_S)

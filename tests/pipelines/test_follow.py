@@ -193,7 +193,7 @@ def test_what_it_said(followed):
         (followed / "stdout")
         .read_text()
         .splitlines()[0]
-        .endswith("0 chunks failed; 7 datasets there, 1 not scored whole")
+        .endswith("0 chunks failed; 7 datasets there, 1 of them not scored whole")
     )
     assert "Traceback" not in text
 
@@ -205,7 +205,7 @@ def test_one_that_is_started_again_does_nothing_twice(followed, models):
     assert said_of(result.stderr, "found") == ["6 datasets scored already"]
     assert said_of(result.stderr, "scored") == []
     assert result.stdout.startswith(
-        "0 episodes, 0 frames scored in 0 rounds, 0 chunks failed; 7 datasets there, 1 not scored whole"
+        "0 episodes, 0 frames scored in 0 rounds, 0 chunks failed; 7 datasets there, 1 of them not scored whole"
     )
     assert outputs(followed / "rollouts") == before
 
@@ -352,6 +352,7 @@ def test_two_followers_and_one_that_is_asked_to_stop_in_the_middle_of_a_round(mo
         assert own.process.wait() == 130
         words = own.stderr.read_text()
     assert words.count("SIGTERM: chunks in flight are being finished; once more to stop at once\n") == 1
+    assert "\nfollow    0 episodes, 0 frames scored in 0 rounds, 0 chunks failed before this round\n" in words
     assert words.endswith("scored in this run, all kept; run the same command again to go on\n")
     assert list(outputs(folder)) == ["free"]
     third = follow_here(command, lambda: "held" in outputs(folder))
