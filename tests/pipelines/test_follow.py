@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +129,7 @@ def followed(models, sources, scored, tmp_path_factory) -> Path:
 
         for kind, (source, _) in HALVES.items():
             copy_slowly(sources[source], folder / kind)
-        began = time.monotonic()
         wait_until(lambda: len(outputs(folder)) == 6 and len(own.lines("scored")) == 6, own.process)
-        assert time.monotonic() - began < 60
         assert_idle()
 
         assert count_in(folder / "missing") == (29, 29)
