@@ -17,7 +17,7 @@ JOBS = Path(__file__).parents[1] / "jobs"
 
 @pytest.mark.parametrize(
     ("name", "kind", "num_commented"),
-    [("score.yaml", ScoreConfig, 14), ("train.yaml", TrainConfig, 13), ("annotate.yaml", AnnotateConfig, 8)],
+    [("score.yaml", ScoreConfig, 15), ("train.yaml", TrainConfig, 13), ("annotate.yaml", AnnotateConfig, 8)],
 )
 def test_a_config_also_with_every_comment_taken_as_a_key(name, kind, num_commented):
     text = (JOBS / name).read_text()
@@ -25,6 +25,8 @@ def test_a_config_also_with_every_comment_taken_as_a_key(name, kind, num_comment
     keys = [line[2:] for line in text.splitlines() if line.startswith("# ") and ": " in line.split("#")[1]]
     commented = yaml.safe_load("\n".join(key for key in keys if key.split(":")[0].isidentifier()))
     assert len(commented) == num_commented
+    alone = {key: commented.pop(key) for key in ("follow",) if key in commented}  # goes with none of some others
+    load_config(kind, str(JOBS / name), alone)
     load_config(kind, str(JOBS / name), commented)
 
 

@@ -36,6 +36,9 @@ from sarm_ray.cli.options import EPILOG, common_options, one_or_several
 @click.option("--overwrite", is_flag=True, default=None, help="Replace an output that exists.")
 @click.option("--push-to-hub", is_flag=True, default=None, help="Upload the output to the dataset's Hub repository.")
 @click.option("--dry-run", is_flag=True, default=None, help="Print the plan and run nothing.")
+@click.option(
+    "--follow", type=float, metavar="SECONDS", help="Look into folders so often; score what has appeared, once."
+)
 @common_options
 @click.pass_context
 def score(
@@ -53,6 +56,15 @@ def score(
     flags["dataset"] = one_or_several([*datasets, *([dataset_option] if dataset_option else [])])
     flags["image_key"] = one_or_several(flags["image_key"])
     config = load_config(ScoreConfig, config_file, {key: value for key, value in flags.items() if value is not None})
+    if config.follow is not None:
+        from sarm_ray.pipelines.follow import follow
+        from sarm_ray.pipelines.follow_report import describe_follow
+
+        followed = follow(config, quiet)
+        if followed is not None:
+            click.echo(describe_follow(followed))
+            ctx.exit(1 if followed.num_failed > config.allow_failures else 0)
+        return
     from sarm_ray.pipelines.score import score as run
     from sarm_ray.pipelines.score_report import describe_report
 

@@ -32,6 +32,8 @@ class ScoreConfig:
         allow_failures: exit with 0 while at most this many chunks failed.
         overwrite: replace an output that exists.
         dry_run: print the plan and run nothing.
+        follow: look into the datasets, which may then be folders of them, every so many seconds, and score what is there and
+            complete, once; None scores each dataset now and ends. `output` is then a folder.
         push_to_hub: upload the progress file to the dataset's Hub repository.
         revision: of a Hub dataset.
         address: Ray cluster to join; None is the job's own cluster, else a local one.
@@ -56,6 +58,7 @@ class ScoreConfig:
     allow_failures: int = 0
     overwrite: bool = False
     dry_run: bool = False
+    follow: float | None = None
     push_to_hub: bool = False
     revision: str | None = None
     address: str | None = None
@@ -65,7 +68,19 @@ class ScoreConfig:
         for name in ("allow_failures", "num_visualizations"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         check_datasets(self.datasets)
+        if self.follow is not None:
+            self._check_follow()
         check_cameras(self.image_keys)
+
+    def _check_follow(self) -> None:
+        require(self.follow is not None and self.follow > 0, f"follow takes seconds above 0, not {self.follow}")
+        for name in ("episodes", "push_to_hub", "revision"):
+            option = f"--{name.replace('_', '-')}"
+            require(
+                not getattr(self, name), f"{option} is for datasets that are given by name; leave it out with --follow"
+            )
+        is_file = self.output is not None and self.output.endswith(".parquet")
+        require(not is_file, f"--output is a folder with --follow, not a file like {self.output}")
 
     @property
     def datasets(self) -> tuple[str, ...]:

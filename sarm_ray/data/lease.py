@@ -86,6 +86,16 @@ def hold_lease(folder: str, beat_s: float = BEAT_S, watch_s: float = WATCH_S) ->
             storage.remove_file(location)
 
 
+def holder_of(folder: str) -> Lease | None:
+    """Who holds a run folder and may live, without waiting for a heartbeat; None where nobody does."""
+    holder = _read(storage.join(folder, LEASE_FILE))
+    if holder is None:
+        return None
+    if holder.host == platform.node():
+        return holder if _lives(holder, 0.0) else None
+    return holder if time.time() - holder.beat_s <= ABANDONED_S else None
+
+
 def _acquire(lease: Lease, watch_s: float) -> None:
     while not storage.create_file(lease.location, _dump(lease)):
         holder = _read(lease.location)

@@ -118,6 +118,16 @@ def open_dataset(name: str, revision: str | None = None) -> Dataset:
     return _load_from_hub(repo_id, revision)
 
 
+def load_dataset(root: str, files: dict[str, str]) -> Dataset:
+    """A dataset whose files have been listed: no look at what is there beside meta/. Errors of `open_dataset`.
+
+    Args:
+        root: location of the folder that holds meta/.
+        files: path relative to it -> stamp.
+    """
+    return _load(root, root.rstrip("/").rsplit("/", 1)[-1], files)
+
+
 def _load_from_hub(repo_id: str, revision: str | None) -> Dataset:
     snapshot = hub.download_from_hub(repo_id, ["meta/*", "meta/**"], revision, "dataset")
     commit = Path(snapshot).name  # the metadata's commit, so that a push meanwhile changes nothing

@@ -133,12 +133,17 @@ def file_stamp(location: str) -> str:
     return stamp_of(info)
 
 
-def list_files(location: str) -> dict[str, str]:
-    """Finished files below a folder, which need not exist: path relative to it -> stamp (see `stamp_of`)."""
+def list_files(location: str, enter: Callable[[str], bool] | None = None) -> dict[str, str]:
+    """Finished files below a folder, which need not exist: path relative to it -> stamp (see `stamp_of`).
+
+    Args:
+        location: of the folder.
+        enter: of a local folder, whether to look into one below it, by its path relative to it; None is all.
+    """
     with _opened(location) as (fs, root):
         root = fs._strip_protocol(root).rstrip("/")
         if isinstance(fs, LocalFileSystem):
-            return dict(_walk_local(root))
+            return dict(_walk_local(root, enter))
         try:
             found = fs.find(root, detail=True).items()
         except FileNotFoundError:
@@ -155,9 +160,11 @@ def list_names(location: str) -> list[str]:
     return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
 
-def _walk_local(root: str) -> Iterator[tuple[str, str]]:
+def _walk_local(root: str, enter: Callable[[str], bool] | None = None) -> Iterator[tuple[str, str]]:
     """Links are followed, and stamped by what they lead to: datasets are often spread over disks that way."""
-    for folder, _, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, followlinks=True):
+        if enter is not None:
+            below[:] = [name for name in below if enter(f"{folder}/{name}"[len(root) + 1 :])]
         for name in names:
             if name.startswith(TEMPORARY_PREFIX):
                 continue

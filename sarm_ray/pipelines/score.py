@@ -48,14 +48,14 @@ def score(config: ScoreConfig, quiet: bool = False) -> ScoreReport | None:
         with contextlib.ExitStack() as held:
             leases = [held.enter_context(hold_lease(plan.run_folder)) for plan in plans]
             stop = held.enter_context(stop_on_signal(plans[0].run_folder))
-            _prepare(plans, config)
-            return _run(plans, leases, cluster, stop, config, quiet, started)
+            for plan in plans:
+                refuse_finished(plan, config)  # again: another run may have held the lease until now
+            return run_plans(plans, leases, cluster, stop, config, quiet, started)
 
 
 def _prepare(plans: Sequence[ScorePlan], config: ScoreConfig) -> None:
     """Tidy up after a run that was killed, leave word of what is run, fetch what lies on the Hub."""
     for plan in plans:
-        refuse_finished(plan, config)  # again: another run may have held the lease until now
         _remove_temporaries(plan)
         progress_io.remove_files(plan.run_folder, MARKER_PREFIX)
         plan.write_config(config)
@@ -76,7 +76,7 @@ def _remove_temporaries(plan: ScorePlan) -> None:
         storage.remove_temporaries(folder)
 
 
-def _run(
+def run_plans(
     plans: Sequence[ScorePlan],
     leases: Sequence[Lease],
     cluster: Cluster,
@@ -85,6 +85,18 @@ def _run(
     quiet: bool,
     started: float,
 ) -> ScoreReport:
+    """Do what was planned, all datasets in one pool.
+
+    Args:
+        plans, leases: of each dataset, which are held.
+        cluster, stop, config, quiet: where, until when, what of, how loud.
+        started: when the run began, by the monotonic clock.
+
+    Raises:
+        RunInterruptedError: asked to stop; finished chunks are kept.
+        SarmRayError: the run cannot go on; finished chunks are kept.
+    """
+    _prepare(plans, config)
     spilled_before = spilled_bytes()
     ingested = ingest([plan.cameras for plan in plans], cluster, stop, quiet)
     scoring = score_missing(plans, cluster, stop, quiet)
@@ -148,7 +160,7 @@ def _finish(
         num_nan=num_nan,
         failures=failures,
         notices=(*plan.notices, *scored.notices()),
-        visualizations=draw_pictures(plan, config.num_visualizations),
+        visualizations=draw_pictures(plan, max(config.num_visualizations - len(plan.kept), 0)),
         advice=_advise(plan),
     )
 

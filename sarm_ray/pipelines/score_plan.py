@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sarm_ray import __version__
 from sarm_ray.config.loading import dump_config
 from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.episodes import count_frames
@@ -42,6 +41,49 @@ from sarm_ray.pipelines.inputs import (
     select_episodes,
 )
 from sarm_ray.pipelines.runtime import Cluster
+from sarm_ray.pipelines.score_facts import (
+    FINGERPRINT,
+    STATISTICS,
+    describe_options,
+    describe_statistics,
+    fingerprint,
+)
+
+NO_EPISODES = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """What all datasets of a run are scored by.
+
+    Args:
+        checkpoint, encoder, heads: see `ScorePlan`.
+        notices: what the user should know of them.
+    """
+
+    checkpoint: Checkpoint
+    encoder: EncoderInfo
+    heads: tuple[str, ...]
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScoreTarget:
+    """What is to be scored of a dataset, and where to.
+
+    Args:
+        dataset: opened.
+        output: the progress file.
+        rows: (N,) int64, episodes to score, as positions in the dataset's table.
+        kept: (K,) int64, episodes whose rows are taken over from the output that is there; none of `rows`.
+        push_to: see `ScorePlan`.
+    """
+
+    dataset: Dataset
+    output: str
+    rows: np.ndarray
+    kept: np.ndarray
+    push_to: tuple[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +98,7 @@ class ScorePlan:
         computed: (C, BITMAP_BYTES) uint8, frames whose progress is computed.
         stride: the others are interpolated.
         output: the progress file.
+        kept: (K,) int64, episodes whose rows it has already and keeps, as positions in the dataset's table.
         metadata: of that file.
         stage_probabilities: whether to write them.
         push_to: Hub repository that gets the output, and its branch (None: the default one); None pushes nothing.
@@ -74,6 +117,7 @@ class ScorePlan:
     computed: np.ndarray
     stride: int
     output: str
+    kept: np.ndarray
     metadata: dict[str, str]
     stage_probabilities: bool
     push_to: tuple[str, str | None] | None
@@ -115,6 +159,7 @@ class ScorePlan:
             dataset=self.push_to[0] if self.push_to else data.dataset.repo_id or data.dataset.root,
             revision=self.push_to[1] if self.push_to else data.dataset.revision,
             output=self.output,
+            follow=None,
             image_key=[camera.camera for camera in self.cameras] if len(self.cameras) > 1 else data.camera,
             state_key=self.state_key,
             state_stats=self.state_source,  # type: ignore[arg-type]
@@ -133,36 +178,49 @@ def plan_scores(config: ScoreConfig, cluster: Cluster) -> list[ScorePlan]:
     checkpoint = open_checkpoint(config.model, model_folder(config.model))
     datasets = [open_dataset(name, config.revision) for name in config.datasets]
     outputs = _place_outputs(config, datasets)
-    notices: list[str] = []
-    encoder = choose_encoder(config.encoder, checkpoint, notices)
-    heads = choose_heads(config.head_mode, checkpoint, notices)
-    plans = []
+    model = choose_model(config, checkpoint)
+    plans: list[ScorePlan] = []
     for name, dataset, output in zip(config.datasets, datasets, outputs, strict=True):
         push_to = hub.place_push(name, config.revision) if config.push_to_hub else None
-        plans.append(_plan_score(config, dataset, output, push_to, checkpoint, encoder, heads, cluster, [*notices]))
+        target = ScoreTarget(dataset, output, select_episodes(config.episodes, dataset), NO_EPISODES, push_to)
+        plans.append(plan_score(config, target, model, cluster, () if plans else model.notices))
         refuse_finished(plans[-1], config)
-        notices = []
     return plans
 
 
-def _plan_score(
-    config: ScoreConfig,
-    dataset: Dataset,
-    output: str,
-    push_to: tuple[str, str | None] | None,
-    checkpoint: Checkpoint,
-    encoder: EncoderInfo,
-    heads: tuple[str, ...],
-    cluster: Cluster,
-    notices: list[str],
+def choose_model(config: ScoreConfig, checkpoint: Checkpoint) -> ScoreModel:
+    """The encoder and the heads that go with a checkpoint.
+
+    Raises:
+        CheckpointError, EncoderError: they do not fit, or are not there.
+    """
+    notices: list[str] = []
+    encoder = choose_encoder(config.encoder, checkpoint, notices)
+    return ScoreModel(checkpoint, encoder, choose_heads(config.head_mode, checkpoint, notices), tuple(notices))
+
+
+def plan_score(
+    config: ScoreConfig, target: ScoreTarget, model: ScoreModel, cluster: Cluster, told: Sequence[str] = ()
 ) -> ScorePlan:
-    notices += dataset.notices
+    """The plan of one dataset. Writes nothing.
+
+    Args:
+        config: of the run.
+        target: the dataset.
+        model: what scores it.
+        cluster: where.
+        told: notices that come before its own.
+
+    Raises:
+        SarmRayError: naming what does not fit, and the way out.
+    """
+    dataset, checkpoint, encoder, rows = target.dataset, model.checkpoint, model.encoder, target.rows
+    notices = [*told, *dataset.notices]
     keys = choose_cameras(dataset, config.image_keys, checkpoint, notices)
     empty = [key for key in dataset.cameras if key not in keys and not has_files(dataset, key)]
     if empty:
         declared = f"meta/info.json declares {name_list(empty)}, of which there are no files"
         notices.append(f"{declared}; {name_list(keys)} {'is' if len(keys) == 1 else 'are'} scored")
-    rows = select_episodes(config.episodes, dataset)
     fetch_files(dataset, rows)
     state_key = config.state_key or checkpoint.config.state_key
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
@@ -183,10 +241,11 @@ def _plan_score(
         _check_sources(camera, notices)
     if config.stride > 1:
         _advise_stride(cameras[0], config.stride, window, notices)
+    made_from = fingerprint(dataset, np.union1d(rows, target.kept), [(own.layout, own.source) for own in cameras])
     return ScorePlan(
         cameras=cameras,
         checkpoint=checkpoint,
-        heads=heads,
+        heads=model.heads,
         window=window,
         precision=precision,
         state_key=state_key,
@@ -195,10 +254,15 @@ def _plan_score(
         texts=tuple(episode_texts(dataset, rows, config.task)),
         computed=bitmaps_by_length(dataset.length[rows], lambda length: computed_mask(length, config.stride)),
         stride=config.stride,
-        output=output,
-        metadata=_metadata(config, cameras),
+        output=target.output,
+        kept=target.kept,
+        metadata={
+            **describe_options(config, checkpoint, encoder),
+            STATISTICS: describe_statistics(normalizer, state_source),
+            FINGERPRINT: made_from,
+        },
         stage_probabilities=config.stage_probabilities,
-        push_to=push_to,
+        push_to=target.push_to,
         notices=tuple(notices),
     )
 
@@ -254,27 +318,3 @@ def _advise_stride(data: IngestPlan, stride: int, window: Window, notices: list[
     notices.append(
         f"stride {stride} with windows {window.frame_gap} frames apart needs {share:.0%} of the frames{advice}"
     )
-
-
-def _metadata(config: ScoreConfig, cameras: Sequence[IngestPlan]) -> dict[str, str]:
-    """Schema metadata of the output: LeRobot's reward_model_path, then ours."""
-    return {
-        "reward_model_path": config.model,
-        "sarm_ray_version": __version__,
-        "encoder": cameras[0].encoder.name,
-        "head_mode": config.head_mode,
-        "stride": str(config.stride),
-        "live": str(config.live).lower(),
-        "dataset_fingerprint": _fingerprint(cameras),
-    }
-
-
-def _fingerprint(cameras: Sequence[IngestPlan]) -> str:
-    """What the run's rows were made from: layout of its episodes, stamps of their videos and data files."""
-    dataset, rows = cameras[0].dataset, cameras[0].rows
-    stamps = [dataset.files.get(path, "") for path in dataset.data_files.paths]
-    digest = hashlib.sha256()
-    for camera in cameras:
-        digest.update(camera.layout[rows].tobytes() + camera.source[rows].tobytes())
-    digest.update(json.dumps(stamps).encode())
-    return digest.hexdigest()[:16]

@@ -92,6 +92,24 @@ def stop_on_signal(folder: str) -> Iterator[Stop]:
             storage.remove_file(stop.marker)
 
 
+@contextlib.contextmanager
+def interrupt_on_signal() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise a KeyboardInterrupt until the block ends: where nothing is in flight, nothing is lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def is_stopping(marker: str) -> bool:
     """Asked by workers before each chunk."""
     return storage.exists(marker)

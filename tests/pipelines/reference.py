@@ -18,7 +18,14 @@ from sarm_ray.model.scorer import Scorer
 from tests.datasets import CAMERA
 
 
-def write_model(folder: Path, encoder, mode: str = "dual", cameras: Sequence[str] = (CAMERA,), **sidecar) -> str:
+def write_model(
+    folder: Path,
+    encoder,
+    mode: str = "dual",
+    cameras: Sequence[str] = (CAMERA,),
+    normalizer: StateNormalizer | None = None,
+    **sidecar,
+) -> str:
     """A small SARM with random weights on EfficientNet features of one camera or several."""
     torch.manual_seed(0)
     stages = {"num_sparse_stages": 3, "num_dense_stages": 4} if mode == "dual" else {"num_sparse_stages": 1}
@@ -33,7 +40,7 @@ def write_model(folder: Path, encoder, mode: str = "dual", cameras: Sequence[str
         num_cameras=len(cameras),
         **sidecar,
     )
-    save_checkpoint(str(folder), config, Sarm(sarm_shape(config, record)), record)
+    save_checkpoint(str(folder), config, Sarm(sarm_shape(config, record)), record, normalizer)
     return str(folder)
 
 
