@@ -106,7 +106,7 @@ def open_input(location: str, block_bytes: int = BLOCK_BYTES) -> IO[bytes]:
 
 
 def read_pieces(location: str, size: int) -> Iterator[bytes]:
-    """A whole remote file of `size` bytes, in pieces.
+    """A whole file of `size` bytes, in pieces.
 
     Raises:
         StoreInterruptedError: the file is shorter.
