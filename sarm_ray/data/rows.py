@@ -202,7 +202,9 @@ def _scan_statistics(dataset: Dataset, key: str) -> list[np.ndarray] | None:
             if stats.null_count:
                 return None
             blocks.append([column_array(pa.chunked_array([stats.field(name)])) for name in ("count", "mean", "std")])
-        columns = [np.concatenate(column) for column in zip(*blocks, strict=True)]  # one after the other, of equal width
+        columns = [
+            np.concatenate(column) for column in zip(*blocks, strict=True)
+        ]  # one after the other, of equal width
     except (FileNotFoundError, pa.ArrowException, ValueError):
         return None
     whole = all(len(column) == len(dataset.length) and np.isfinite(column).all() for column in columns)
