@@ -11,7 +11,7 @@ from typing import Any
 
 from sarm_ray.bench.measure import Timing
 
-# `ru_maxrss` begins with the peak of the process that started this one, so Linux's own figure is asked for where there is one
+# `ru_maxrss` begins with the peak of the process that started this one: Linux's own figure goes first, where there is one
 _WITH_PEAK = """
 import atexit, pathlib, resource, runpy, sys
 def write_peak(place):

@@ -123,12 +123,31 @@ def bench_score(as_json: bool, **options: Any) -> None:
 def bench_plan(as_json: bool, **options: Any) -> None:
     """Plan a scoring of very many episodes: all that the driver does before anything runs.
 
-    Planned frames are counted. The floor is pyarrow reading the bare episode table. There is no arithmetic, so `precision`
+    Planned frames are counted. Memory is that of a process of its own that plans once. The floor is pyarrow reading the bare episode table. There is no arithmetic, so `precision`
     is null.
     """
     from sarm_ray.bench import plan
 
     _show(plan.bench_plan(**options), plan.describe, as_json)
+
+
+@bench.command("merge", epilog=EPILOG)
+@click.option("--episodes", "num_episodes", type=click.IntRange(min=1), default=10_000, show_default=True)
+@click.option("--frames-per-episode", type=click.IntRange(min=1), default=1000, show_default=True, help="The mean.")
+@click.option(
+    "--chunks-per-part", type=click.IntRange(min=1), default=32, show_default=True,
+    help="Scored chunks of a part: 32 is what GPUs commit at once, 1 what CPUs do.",
+)  # fmt: skip
+@json_option
+def bench_merge(as_json: bool, **options: Any) -> None:
+    """What the driver does around the scoring of very many episodes: a resume, and the end with its merge.
+
+    Time and memory of each step, in processes of their own, each run once. The figures are those of the merge, its floor
+    pyarrow writing as many rows from memory. There is no arithmetic, so `precision` is null.
+    """
+    from sarm_ray.bench import merge
+
+    _show(merge.bench_merge(**options), merge.describe, as_json)
 
 
 @bench.command("train", epilog=EPILOG)
