@@ -1,7 +1,7 @@
 """`sarm-ray bench merge`: what the driver does around the scoring of very many episodes, on synthetic parts.
 
 A resumed run finds out which chunks are done; at the end the store is checked, the parts are merged, the output is looked
-over for RA-BC, and weighed. Each step runs once, in a process of its own, with the plan in memory where `score` has it there.
+over for RA-BC, and weighed. Each step runs once, in a process of its own, which plans first where `score` has a plan.
 """
 
 import tempfile
@@ -70,8 +70,7 @@ def bench_merge(num_episodes: int, frames_per_episode: int = 1000, chunks_per_pa
         chunks_per_part: 32 is what a run on GPUs commits at once, 1 what one on CPUs does.
     """
     with tempfile.TemporaryDirectory(prefix="sarm_bench_") as scratch:
-        sizes = {"num_episodes": num_episodes, "frames_per_episode": frames_per_episode}
-        made, _, _ = call_apart(__name__, "prepare", root=scratch, chunks_per_part=chunks_per_part, **sizes)
+        made = prepare(scratch, num_episodes, frames_per_episode, chunks_per_part)
         steps = {}
         for name in _STEPS:
             (wall_s, cpu_s), _, peak = call_apart(__name__, "run_step", root=scratch, name=name)
@@ -89,14 +88,17 @@ def bench_merge(num_episodes: int, frames_per_episode: int = 1000, chunks_per_pa
         _, floor, _ = run_apart(FLOOR, [f"{scratch}/floor.parquet", str(made["num_frames"]), str(ROWS_PER_GROUP)])
         output_bytes = output.stat().st_size
     return MergeBench(
+        num_episodes=num_episodes,
+        frames_per_episode=frames_per_episode,
         chunks_per_part=chunks_per_part,
+        num_frames=made["num_frames"],
+        num_chunks=made["num_chunks"],
+        num_parts=made["num_parts"],
         output_bytes=output_bytes,
         steps=steps,
         precision=None,
         repeats=1,
         hardware=describe_hardware(),
-        **sizes,
-        **made,
         **compare(made["num_frames"], Timing(*steps["merge"][:2]), floor),
     )
 

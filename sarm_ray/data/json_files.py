@@ -67,16 +67,17 @@ def read_json_lines(location: str, schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *read_json_blocks(location, schema)])
 
 
-def read_json_blocks(location: str, schema: pa.Schema) -> Iterator[pa.Table]:
+def read_json_blocks(location: str, schema: pa.Schema, block_bytes: int = TEXT_BLOCK_BYTES) -> Iterator[pa.Table]:
     """`read_json_lines` block by block, in the order of the file: gigabytes of statistics are never held as text.
 
     Raises:
         pa.ArrowException, OSError: as `read_json_lines`, when the place is reached.
     """
     begun: list[bytes] = []  # of a block: pieces so far, the first one without the lines of the block before
-    for piece in storage.read_pieces(location, storage.size_of(storage.file_stamp(location))):
+    size, piece_bytes = storage.size_of(storage.file_stamp(location)), min(storage.PIECE_BYTES, block_bytes)
+    for piece in storage.read_pieces(location, size, piece_bytes):
         end = piece.rfind(b"\n") + 1
-        if not end or sum(map(len, begun)) + end < TEXT_BLOCK_BYTES:
+        if not end or sum(map(len, begun)) + end < block_bytes:
             begun.append(piece)
             continue
         yield from _parse_lines(b"".join([*begun, piece[:end]]), schema)
