@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sarm_ray.data import hub, storage
-from sarm_ray.data.json_files import read_json, read_json_lines, read_jsonl
+from sarm_ray.data.episode_lines import read_lines, share_texts
+from sarm_ray.data.json_files import read_json
 from sarm_ray.errors import DatasetError, name_list
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 SAME_LAYOUT = {"v3.1": "v3.0"}  # what lerobot-annotate writes: columns of language more
 PATH_FIELDS = {"chunk_index", "file_index", "episode_chunk", "episode_index", "video_key"}
-ROWS_AT_A_TIME = 2**16
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
         "episode_index": _int_column(episodes, "episode_index"),
         "length": length,
         "from_index": _int_column(episodes, "dataset_from_index"),
-        "tasks": _share_texts(episodes["tasks"]),
+        "tasks": share_texts(episodes["tasks"]),
         "data_files": placement("data", info["data_path"], None),
         "videos": {
             key: placement(f"videos/{key}", info["video_path"], key)
@@ -229,7 +229,7 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
 
 
 def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]) -> dict[str, Any]:
-    episode_index, length, tasks = _read_lines(root)
+    episode_index, length, tasks = read_lines(root)
     chunks_size = int(info.get("chunks_size") or 1000)
     notices: list[str] = []
 
@@ -246,38 +246,6 @@ def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]
         "videos": {key: placement(info["video_path"], key) for key in video_keys},
         "notices": tuple(notices),
     }
-
-
-def _read_lines(root: str) -> tuple[np.ndarray, np.ndarray, tuple[tuple[str, ...], ...]]:
-    """episodes.jsonl in the order of episode_index: that and length, (E,) int64 each, and tasks.
-
-    pyarrow reads it 10 times as fast as json, which is left to tell what is wrong with lines in another form.
-    """
-    schema = pa.schema({"episode_index": pa.int64(), "length": pa.int64(), "tasks": pa.list_(pa.string())})
-    try:
-        table = read_json_lines(storage.join(root, "meta/episodes.jsonl"), schema).combine_chunks()
-        if not (table["episode_index"].null_count or table["length"].null_count):
-            table = table.sort_by("episode_index")
-            return table["episode_index"].to_numpy(), table["length"].to_numpy(), _share_texts(table["tasks"])
-    except (FileNotFoundError, pa.ArrowException):
-        pass
-    episodes = sorted(read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
-    return (
-        np.array([entry["episode_index"] for entry in episodes], dtype=np.int64),
-        np.array([entry["length"] for entry in episodes], dtype=np.int64),
-        tuple(tuple(entry.get("tasks") or ()) for entry in episodes),
-    )
-
-
-def _share_texts(column: pa.ChunkedArray) -> tuple[tuple[str, ...], ...]:
-    """Lists of texts as tuples, one object for all episodes that have the same: a million of their own take 200 MB."""
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    texts: list[tuple[str, ...]] = []
-    for first in range(0, len(column), ROWS_AT_A_TIME):
-        for names in column.slice(first, ROWS_AT_A_TIME).to_pylist():
-            own = tuple(names or ())
-            texts.append(known.setdefault(own, own))
-    return tuple(texts)
 
 
 def _episode_files(
