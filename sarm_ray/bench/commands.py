@@ -123,12 +123,60 @@ def bench_score(as_json: bool, **options: Any) -> None:
 def bench_plan(as_json: bool, **options: Any) -> None:
     """Plan a scoring of very many episodes: all that the driver does before anything runs.
 
-    Planned frames are counted. The floor is pyarrow reading the bare episode table. There is no arithmetic, so `precision`
-    is null.
+    Planned frames are counted. Memory is that of a process of its own, which plans once. The floor is pyarrow reading the
+    bare episode table. There is no arithmetic, so `precision` is null.
     """
     from sarm_ray.bench import plan
 
     _show(plan.bench_plan(**options), plan.describe, as_json)
+
+
+@bench.command("merge", epilog=EPILOG)
+@click.option("--episodes", "num_episodes", type=click.IntRange(min=1), default=10_000, show_default=True)
+@click.option("--frames-per-episode", type=click.IntRange(min=1), default=1000, show_default=True, help="The mean.")
+@click.option(
+    "--chunks-per-part", type=click.IntRange(min=1), default=32, show_default=True,
+    help="Scored chunks of a part: 32 is what GPUs commit at once, 1 what CPUs do.",
+)  # fmt: skip
+@json_option
+def bench_merge(as_json: bool, **options: Any) -> None:
+    """What the driver does around the scoring of very many episodes: a resume, and the end with its merge.
+
+    Time and memory of each step, in processes of their own, each run once. The figures are those of the merge, its floor
+    pyarrow writing as many rows from memory. There is no arithmetic, so `precision` is null.
+    """
+    from sarm_ray.bench import merge
+
+    _show(merge.bench_merge(**options), merge.describe, as_json)
+
+
+@bench.command("estimate")
+@click.option(
+    "--episodes", type=click.IntRange(min=1), multiple=True, default=(10_000, 100_000, 1_000_000), show_default=True,
+    help="A row each.",
+)  # fmt: skip
+@click.option("--frames-per-episode", type=click.IntRange(min=1), default=1000, show_default=True, help="The mean.")
+@click.option(
+    "--measured", metavar="FILE", help="What `bench score --json` printed on your cores. Default: README's figures."
+)
+@click.option("--cores-per-node", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--nodes", "num_nodes", type=click.IntRange(min=1), multiple=True, default=(1, 10), show_default=True)
+@click.option("--core-hour-usd", type=click.FloatRange(min=0), default=0.05, show_default=True, help="An assumption.")
+@click.option("--gpu-hour-usd", type=click.FloatRange(min=0), default=3.0, show_default=True, help="An assumption.")
+@click.option(
+    "--gpu-frames-per-s", type=click.FloatRange(min=0, min_open=True),
+    help="What one GPU of yours encodes and scores. No default: none was measured.",
+)  # fmt: skip
+@json_option
+def bench_estimate(as_json: bool, measured: str | None, **options: Any) -> None:
+    """Hours and cost of scoring datasets, from rates measured on one core. Nothing is run.
+
+    Prices are assumptions, and so is that every core is busy all the time. The driver's own work is in `bench plan` and
+    `bench merge`.
+    """
+    from sarm_ray.bench import estimate
+
+    _show(estimate.estimate(rates=estimate.read_rates(measured), **options), estimate.describe, as_json)
 
 
 @bench.command("train", epilog=EPILOG)

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, count_frames, plan_chunks
+from sarm_ray.core.episodes import BITMAP_BYTES, CHUNK_FRAMES, Chunks, count_frames, plan_chunks
 from sarm_ray.data.features import SCHEMA, FeatureStore, fingerprint_sources, write_part
-from sarm_ray.data.lerobot import open_dataset
+from sarm_ray.data.lerobot import Dataset, open_dataset
+from sarm_ray.data.progress_io import part_schema
 
 CAMERA = "observation.images.top"
 STATE = "observation.state"
@@ -77,6 +78,46 @@ def fill_store(store: FeatureStore, root: Path) -> int:
     starts = range(0, len(chunks), CHUNKS_PER_PART)
     for first in starts:
         write_part(store, table.slice(first, CHUNKS_PER_PART), f"merged-{first:012d}")
+    return len(starts)
+
+
+def fill_parts(
+    folder: Path, dataset: Dataset, chunks: Chunks, computed: np.ndarray, head: str, chunks_per_part: int
+) -> int:
+    """Noisy rising progress of every chunk, in parts as a run leaves them, under names in no order.
+
+    Args:
+        folder: of the parts, to make.
+        dataset, chunks: C chunks of it.
+        computed: (C, BITMAP_BYTES) uint8, frames that have a score.
+        head: of a single stage, so that a frame has one probability.
+        chunks_per_part: the last part may have fewer.
+
+    Returns:
+        The number of parts.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    schema = part_schema((head,))
+    starts = range(0, len(chunks), chunks_per_part)
+    for first in starts:
+        own = slice(first, first + chunks_per_part)
+        chunk, bit = np.nonzero(np.unpackbits(computed[own], axis=1, bitorder="little"))
+        rows, start = chunks.row[own], chunks.start[own]
+        share = (start[chunk] + bit) / dataset.length[rows][chunk]
+        progress = np.clip(share + rng.normal(0, 0.05, len(share)), 0, 1).astype(np.float32)
+        offsets = pa.array(np.searchsorted(chunk, np.arange(len(rows) + 1)), pa.int32())
+        bitmaps = pa.py_buffer(np.ascontiguousarray(computed[own]))
+        columns = {
+            "episode_index": dataset.episode_index[rows],
+            "start": start,
+            "num_holes": np.zeros(len(rows), dtype=np.int64),
+            "frames": pa.FixedSizeBinaryArray.from_buffers(pa.binary(BITMAP_BYTES), len(rows), [None, bitmaps]),
+            f"progress_{head}": pa.ListArray.from_arrays(offsets, pa.array(progress)),
+            f"probabilities_{head}": pa.ListArray.from_arrays(offsets, pa.array(np.ones_like(progress))),
+        }
+        # not `write_part`, which waits for the disk each time
+        pq.write_table(pa.table(columns, schema=schema), folder / f"{rng.bytes(16).hex()}.parquet")
     return len(starts)
 
 

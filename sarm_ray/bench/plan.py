@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sarm_ray.bench import many_episodes
+from sarm_ray.bench.apart import call_apart
 from sarm_ray.bench.measure import Figures, compare, describe_hardware, measure
 from sarm_ray.config.score import ScoreConfig
 from sarm_ray.core.episodes import plan_chunks
@@ -38,6 +39,7 @@ class PlanBench(Figures):
         version, num_episodes, frames_per_episode, stored: of the dataset; stored: its features are in the store already.
         num_frames, num_chunks, num_files, num_parts: of the plan, the listing and the store.
         seconds, cpu_s: wall and CPU time of all of planning.
+        peak_rss_bytes: most memory of a process that plans once and does nothing else; Ray and torch are loaded in it.
         steps: the same two of its parts, each measured on its own; `rest` is what they leave of the whole (negative where
             the machine was busier in the meantime).
     """
@@ -52,6 +54,7 @@ class PlanBench(Figures):
     num_parts: int
     seconds: float
     cpu_s: float
+    peak_rss_bytes: int
     steps: dict[str, tuple[float, float]]
 
 
@@ -70,26 +73,14 @@ def bench_plan(
     """
     with tempfile.TemporaryDirectory(prefix="sarm_bench_") as scratch:
         root = Path(scratch)
-        many_episodes.write_metadata(root / "dataset", num_episodes, version, frames_per_episode)
-        _write_small_sarm(root / "sarm")
-        config = ScoreConfig(
-            dataset=str(root / "dataset"),
-            model=str(root / "sarm"),
-            encoder=EFFICIENTNET,
-            precision="bf16",
-            output=str(root / "progress.parquet"),
-            cache=str(root / "features"),
-        )
-        cluster = Cluster(num_cpus=1, num_gpus=0, device="cpu", bf16=True)
-        (plan,) = plan_scores(config, cluster)
-        num_parts = 0
-        if stored:
-            num_parts = many_episodes.fill_store(plan.ingest.store, root / "dataset")
-            (plan,) = plan_scores(config, cluster)
-        steps = _steps(config, plan)
+        write_inputs(root, num_episodes, version, frames_per_episode)
+        num_parts = many_episodes.fill_store(plan_of(root).ingest.store, root / "dataset") if stored else 0
+        _, _, peak_rss_bytes = call_apart("sarm_ray.bench.plan", "plan_once", root=scratch)
+        plan = plan_of(root)
+        steps = _steps(root, plan)
         whole, floor, *timings = measure(
             repeats,
-            lambda: _jobs(plan_scores(config, cluster)[0].ingest),
+            lambda: _jobs(plan_of(root).ingest),
             lambda: _read_table(root / "dataset", version),
             *steps.values(),
         )
@@ -110,9 +101,37 @@ def bench_plan(
         repeats=repeats,
         seconds=whole.wall_s,
         cpu_s=whole.cpu_s,
+        peak_rss_bytes=peak_rss_bytes,
         steps=parts,
         hardware=describe_hardware(),
         **compare(num_frames, whole, floor),
+    )
+
+
+def write_inputs(root: Path, num_episodes: int, version: str, frames_per_episode: int) -> None:
+    """What `plan_of` plans the scoring of: a dataset of metadata alone, see `many_episodes.write_metadata`, and a SARM."""
+    many_episodes.write_metadata(root / "dataset", num_episodes, version, frames_per_episode)
+    _write_small_sarm(root / "sarm")
+
+
+def plan_of(root: Path) -> ScorePlan:
+    """All of planning but the jobs."""
+    return plan_scores(_config(root), Cluster(num_cpus=1, num_gpus=0, device="cpu", bf16=True))[0]
+
+
+def plan_once(root: str) -> int:
+    """All of planning, for a process of its own: the number of jobs."""
+    return _jobs(plan_of(Path(root)).ingest).num_rows
+
+
+def _config(root: Path) -> ScoreConfig:
+    return ScoreConfig(
+        dataset=str(root / "dataset"),
+        model=str(root / "sarm"),
+        encoder=EFFICIENTNET,
+        precision="bf16",
+        output=str(root / "progress.parquet"),
+        cache=str(root / "features"),
     )
 
 
@@ -124,7 +143,8 @@ def describe(bench: PlanBench) -> str:
         [
             f"{bench.version}, {bench.num_episodes:,} episodes: {bench.seconds:.2f} s to plan {bench.num_frames:,} frames in"
             f" {bench.num_chunks:,} chunks; {bench.num_files:,} files listed, "
-            + (f"all in the store in {bench.num_parts:,} parts" if bench.stored else "none in the store"),
+            + (f"all in the store in {bench.num_parts:,} parts" if bench.stored else "none in the store")
+            + f"; {bench.peak_rss_bytes / 1e6:,.0f} MB of memory at most",
             *(
                 f"  {name:<{longest}}  {wall_s:6.3f} s  {cpu_s:6.3f} s of CPU"
                 for name, (wall_s, cpu_s) in steps.items()
@@ -135,12 +155,12 @@ def describe(bench: PlanBench) -> str:
     )
 
 
-def _steps(config: ScoreConfig, plan: ScorePlan) -> dict[str, Callable[[], object]]:
+def _steps(root: Path, plan: ScorePlan) -> dict[str, Callable[[], object]]:
     """The parts of planning that grow with the dataset, in their order."""
     data = plan.ingest
     dataset, length = data.dataset, data.dataset.length[data.rows]
     return {
-        "open_dataset": lambda: open_dataset(*config.datasets),
+        "open_dataset": lambda: open_dataset(str(root / "dataset")),
         "state statistics": lambda: state_statistics(dataset, plan.state_key),
         "chunks": lambda: plan_chunks(data.rows, length),
         "needed frames": lambda: bitmaps_by_length(length, lambda frames: needed_frames(frames, 1, plan.window)),

@@ -1,11 +1,7 @@
 """`sarm-ray bench weights`: RA-BC's weights of very many frames, from a progress file to a file of weights."""
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sarm_ray.bench.apart import RUN_MODULE, run_apart
 from sarm_ray.bench.measure import Figures, Timing, compare, describe_hardware
 from sarm_ray.data.progress_io import ROWS_PER_GROUP, progress_schema
 
@@ -61,13 +58,13 @@ def bench_weights(num_frames: int, repeats: int = 3) -> WeightsBench:
     with tempfile.TemporaryDirectory(prefix="sarm_bench_") as scratch:
         progress, output = f"{scratch}/sarm_progress.parquet", f"{scratch}/weights.parquet"
         num_episodes = _write_progress(Path(progress), num_frames)
-        command = [sys.executable, "-m", "sarm_ray", "weights", progress, "--output", output, "--overwrite"]
-        floor = [sys.executable, "-c", FLOOR, progress, f"{scratch}/floor.parquet", str(ROWS_PER_GROUP)]
+        command = (RUN_MODULE, ["sarm_ray", "weights", progress, "--output", output, "--overwrite"])
+        floor = (FLOOR, [progress, f"{scratch}/floor.parquet", str(ROWS_PER_GROUP)])
         timings: list[list[Timing]] = [[], []]
         peaks = []
         for _ in range(repeats + 1):  # they take turns, see `measure`
-            for number, arguments in enumerate((command, floor)):
-                timing, peak = _run(arguments)
+            for number, (code, arguments) in enumerate((command, floor)):
+                _, timing, peak = run_apart(code, arguments)
                 timings[number].append(timing)
                 if number == 0:
                     peaks.append(peak)
@@ -108,25 +105,6 @@ def _write_progress(path: Path, num_frames: int) -> int:
             progress = np.clip(frame / EPISODE_FRAMES + rng.normal(0, 0.05, len(index)), 0, 1).astype(np.float32)
             writer.write_table(pa.table([index, episode, frame, progress], schema=schema))
     return -(-num_frames // EPISODE_FRAMES)
-
-
-def _run(arguments: list[str]) -> tuple[Timing, int]:
-    """A process run to its end: its times, and its peak memory in bytes.
-
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(arguments, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall_s = time.perf_counter() - started
-        if process.returncode:
-            said.seek(0)
-            raise subprocess.CalledProcessError(process.returncode, arguments, said.read())
-    scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kB
-    return Timing(wall_s, usage.ru_utime + usage.ru_stime), usage.ru_maxrss * scale
 
 
 def _median(timings: list[Timing]) -> Timing:

@@ -57,6 +57,8 @@ def interpolate_progress(computed: np.ndarray, values: np.ndarray, length: int) 
     Returns:
         (length,) float32; computed frames keep their value bit for bit.
     """
+    if len(computed) == length:
+        return np.asarray(values, dtype=np.float32)
     frames = np.arange(length)
     right = np.searchsorted(computed, frames)
     left = np.maximum(right - (computed[right] != frames), 0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from sarm_ray.data import storage
 from sarm_ray.errors import DatasetError
 
 JSON_BLOCK_BYTES = 16_000_000  # no line may be longer; blocks are parsed in parallel
+TEXT_BLOCK_BYTES = 4 * JSON_BLOCK_BYTES  # of a file that are held at a time
 
 
 def read_json(root: str, path: str, missing: dict | None = None) -> dict:
@@ -62,14 +64,37 @@ def read_json_lines(location: str, schema: pa.Schema) -> pa.Table:
     Raises:
         pa.ArrowException, OSError: malformed, of another type, or not there.
     """
-    text = storage.read_bytes(location).strip()
+    return pa.concat_tables([schema.empty_table(), *read_json_blocks(location, schema)])
+
+
+def read_json_blocks(location: str, schema: pa.Schema, block_bytes: int = TEXT_BLOCK_BYTES) -> Iterator[pa.Table]:
+    """`read_json_lines` block by block, in the order of the file: gigabytes of statistics are never held as text.
+
+    Raises:
+        pa.ArrowException, OSError: as `read_json_lines`, when the place is reached.
+    """
+    begun: list[bytes] = []  # of a block: pieces so far, the first one without the lines of the block before
+    size, piece_bytes = storage.size_of(storage.file_stamp(location)), min(storage.PIECE_BYTES, block_bytes)
+    for piece in storage.read_pieces(location, size, piece_bytes):
+        end = piece.rfind(b"\n") + 1
+        if not end or sum(map(len, begun)) + end < block_bytes:
+            begun.append(piece)
+            continue
+        yield from _parse_lines(b"".join([*begun, piece[:end]]), schema)
+        begun = [piece[end:]]
+    yield from _parse_lines(b"".join(begun), schema)
+
+
+def _parse_lines(text: bytes, schema: pa.Schema) -> Iterator[pa.Table]:
+    """A table of whole lines; none where there is no line."""
+    text = text.strip()
     if not text:
-        return schema.empty_table()
+        return
     codes = np.frombuffer(text, dtype=np.uint8)
     begins = codes[np.concatenate([[0], np.flatnonzero(codes[:-1] == ord("\n")) + 1])]
     if not np.isin(begins, list(b"{\r\n")).all():
         raise pa.ArrowInvalid("a line is no JSON object")  # pyarrow 26 crashes on a line that says null
-    return pj.read_json(
+    yield pj.read_json(
         io.BytesIO(text),
         read_options=pj.ReadOptions(block_size=JSON_BLOCK_BYTES),
         parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),

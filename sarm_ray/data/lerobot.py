@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sarm_ray.data import hub, storage
-from sarm_ray.data.json_files import read_json, read_jsonl
+from sarm_ray.data.episode_lines import read_lines, share_texts
+from sarm_ray.data.json_files import read_json
 from sarm_ray.errors import DatasetError, name_list
 
 VERSIONS = ("v3.0", "v2.1", "v2.0")
@@ -226,7 +227,7 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
         "episode_index": _int_column(episodes, "episode_index"),
         "length": length,
         "from_index": _int_column(episodes, "dataset_from_index"),
-        "tasks": tuple(tuple(names or ()) for names in episodes["tasks"].to_pylist()),
+        "tasks": share_texts(episodes["tasks"]),
         "data_files": placement("data", info["data_path"], None),
         "videos": {
             key: placement(f"videos/{key}", info["video_path"], key)
@@ -238,9 +239,7 @@ def _read_v3(root: str, info: dict, video_keys: list[str], files: dict[str, str]
 
 
 def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]) -> dict[str, Any]:
-    episodes = sorted(read_jsonl(root, "meta/episodes.jsonl"), key=lambda entry: entry["episode_index"])
-    episode_index = np.array([entry["episode_index"] for entry in episodes], dtype=np.int64)
-    length = np.array([entry["length"] for entry in episodes], dtype=np.int64)
+    episode_index, length, tasks = read_lines(root)
     chunks_size = int(info.get("chunks_size") or 1000)
     notices: list[str] = []
 
@@ -252,7 +251,7 @@ def _read_v2(root: str, info: dict, video_keys: list[str], files: dict[str, str]
         "episode_index": episode_index,
         "length": length,
         "from_index": np.cumsum(length) - length,
-        "tasks": tuple(tuple(entry.get("tasks") or ()) for entry in episodes),
+        "tasks": tasks,
         "data_files": placement(info["data_path"], None),
         "videos": {key: placement(info["video_path"], key) for key in video_keys},
         "notices": tuple(notices),

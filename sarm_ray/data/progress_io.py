@@ -4,8 +4,6 @@ A part row is one scored chunk: its computed frames as a bitmap, and per head th
 those frames. The final file has one row per frame: index, episode_index, frame_index int64, progress_<head> float32.
 """
 
-import functools
-import itertools
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sarm_ray.core.episodes import BITMAP_BYTES, Chunks, chunk_keys, frames_of
-from sarm_ray.core.progress import interpolate_progress
+from sarm_ray.core.episodes import BITMAP_BYTES, frames_of
 from sarm_ray.data import storage
 from sarm_ray.errors import DatasetError, name_list
 
@@ -76,11 +73,8 @@ def commit_scores(scored: pa.Table, folders: list[str], heads: tuple[str, ...]) 
 
 def read_done(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the parts hold: episode_index (R,), start (R,) and num_holes (R,), int64 each."""
-    tables = _read_parts(folder, _part_names(folder), PART_KEYS)
-    if not tables:
-        return (np.zeros(0, dtype=np.int64),) * 3
-    table = pa.concat_tables(tables)
-    return table["episode_index"].to_numpy(), table["start"].to_numpy(), table["num_holes"].to_numpy()
+    rows = np.concatenate([np.zeros((0, len(PART_KEYS)), dtype=np.int64), *read_keys(folder, part_names(folder))])
+    return rows[:, 0], rows[:, 1], rows[:, 2]
 
 
 def remove_files(folder: str, prefix: str) -> None:
@@ -90,50 +84,6 @@ def remove_files(folder: str, prefix: str) -> None:
     for name in storage.list_names(folder):
         if name.startswith(prefix):
             storage.remove_folder(storage.join(folder, name))
-
-
-def merge_parts(
-    folder: str,
-    heads: tuple[str, ...],
-    chunks: Chunks,
-    episode_index: np.ndarray,
-    lengths: np.ndarray,
-    from_index: np.ndarray,
-) -> Iterator[pa.Table]:
-    """Rows of the final file, in order, about ROWS_PER_GROUP at a time.
-
-    Args:
-        folder: the parts; every chunk must be in one.
-        heads: which columns.
-        chunks: C chunks of the run, in order.
-        episode_index, lengths, from_index: (E,) int64 of the dataset, which `chunks.row` points into.
-
-    Yields:
-        Tables with the final columns, and `probabilities_<head>` lists (null for frames that were interpolated).
-    """
-    names, part, position = _locate_chunks(folder, chunk_keys(episode_index[chunks.row], chunks.start))
-    lost = np.flatnonzero(part < 0)
-    if len(lost):
-        row, start = chunks.row[lost[0]], chunks.start[lost[0]]
-        raise DatasetError(
-            f"{folder}: episode {episode_index[row]}, frames {start} and on, were scored but are not there for this process"
-            "; put --output where all nodes reach it"
-        )
-    read = functools.lru_cache(maxsize=64)(functools.partial(_read_part, folder))
-    pending: list[pa.Table] = []
-    num_rows = 0
-    bounds = np.flatnonzero(np.diff(chunks.row, prepend=-1, append=-1))
-    for first, last in itertools.pairwise(bounds):
-        row = int(chunks.row[first])
-        episode, length = int(episode_index[row]), int(lengths[row])
-        scored = [read(names[part[chunk]]).slice(position[chunk], 1) for chunk in range(first, last)]
-        pending.append(_episode_rows(pa.concat_tables(scored), heads, episode, length, int(from_index[row])))
-        num_rows += length
-        if num_rows >= ROWS_PER_GROUP:
-            yield pa.concat_tables(pending)
-            pending, num_rows = [], 0
-    if pending:
-        yield pa.concat_tables(pending)
 
 
 @dataclass(frozen=True)
@@ -275,56 +225,22 @@ def write_json(location: str, value: dict) -> None:
     storage.write_file(location, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _episode_rows(scored: pa.Table, heads: tuple[str, ...], episode: int, length: int, from_index: int) -> pa.Table:
-    starts = scored["start"].to_pylist()
-    computed = np.concatenate([frames_of(b, s) for b, s in zip(scored["frames"].to_pylist(), starts, strict=True)])
-    frame = np.arange(length)
-    columns = {"index": from_index + frame, "episode_index": np.full(length, episode), "frame_index": frame}
-    for head in heads:
-        values = scored[f"progress_{head}"].combine_chunks().flatten().to_numpy()
-        columns[f"progress_{head}"] = interpolate_progress(computed, values, length)
-    table = pa.table(columns)
-    for head in heads:
-        flat = scored[f"probabilities_{head}"].combine_chunks().flatten()
-        table = table.append_column(f"probabilities_{head}", _scatter_lists(flat, computed, length))
-    return table
+def read_keys(folder: str, names: list[str]) -> list[np.ndarray]:
+    """PART_KEYS of each part: (R, 3) int64."""
 
+    def read(name: str) -> np.ndarray:
+        table = read_part(folder, name, PART_KEYS)
+        return np.stack([table[key].to_numpy() for key in PART_KEYS], axis=1)
 
-def _scatter_lists(flat: pa.Array, computed: np.ndarray, length: int) -> pa.Array:
-    """Lists of equal size at the computed frames, null elsewhere."""
-    present = np.zeros(length, dtype=bool)
-    present[computed] = True
-    offsets = np.concatenate([[0], np.cumsum(present * (len(flat) // len(computed)))])
-    return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), flat, mask=pa.array(~present))
-
-
-def _locate_chunks(folder: str, wanted: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The part of each wanted chunk, and its row in there: file names, (C,) int64 into them (-1 where there is none), (C,)
-    int64. Of several rows of a chunk the one with the fewest holes counts, because features are only ever added.
-    """
-    names = _part_names(folder)
-    tables = _read_parts(folder, names, PART_KEYS)
-    if not tables:
-        return names, np.full(len(wanted), -1), np.zeros(len(wanted), dtype=np.int64)
-    part = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-    position = np.concatenate([np.arange(table.num_rows) for table in tables])
-    rows = pa.concat_tables(tables)
-    keys = chunk_keys(rows["episode_index"].to_numpy(), rows["start"].to_numpy())
-    order = np.lexsort((rows["num_holes"].to_numpy(), keys))
-    place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-    found = keys[order][place] == wanted
-    return names, np.where(found, part[order][place], -1), position[order][place]
-
-
-def _read_parts(folder: str, names: list[str], columns: list[str]) -> list[pa.Table]:
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda name: _read_part(folder, name, columns), names))
+        return list(pool.map(read, names))
 
 
-def _read_part(folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
-    with storage.open_input(storage.join(folder, name)) as stream:
-        return pq.read_table(stream, columns=columns)
+def read_part(folder: str, name: str, columns: list[str] | None = None) -> pa.Table:
+    # ParquetFile, since read_table takes several times as long for a small file
+    with storage.open_input(storage.join(folder, name)) as stream, pq.ParquetFile(stream) as file:
+        return file.read(columns=columns, use_threads=False)
 
 
-def _part_names(folder: str) -> list[str]:
+def part_names(folder: str) -> list[str]:
     return sorted(path for path in storage.list_files(folder) if path.endswith(".parquet"))

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sarm_ray.data import node_cache, storage
-from sarm_ray.data.json_files import read_json, read_json_lines, read_jsonl
+from sarm_ray.data.json_files import read_json, read_json_blocks, read_jsonl
 from sarm_ray.data.lerobot import Dataset, fetch_files
 from sarm_ray.errors import DatasetError, name_list
 
@@ -195,15 +195,20 @@ def _scan_statistics(dataset: Dataset, key: str) -> list[np.ndarray] | None:
     """
     lists = pa.struct([(name, pa.list_(pa.float64())) for name in ("count", "mean", "std")])
     schema = pa.schema([("stats", pa.struct([(key, lists)]))])
+    blocks = []
     try:
-        table = read_json_lines(dataset.location("meta/episodes_stats.jsonl"), schema)
-        stats = pc.struct_field(table["stats"], [key]).combine_chunks()
-        if len(stats) != len(dataset.length) or stats.null_count:
-            return None
-        columns = [column_array(pa.chunked_array([stats.field(name)])) for name in ("count", "mean", "std")]
+        for table in read_json_blocks(dataset.location("meta/episodes_stats.jsonl"), schema):
+            stats = pc.struct_field(table["stats"], [key]).combine_chunks()
+            if stats.null_count:
+                return None
+            blocks.append([column_array(pa.chunked_array([stats.field(name)])) for name in ("count", "mean", "std")])
+        columns = [
+            np.concatenate(column) for column in zip(*blocks, strict=True)
+        ]  # one after the other, of equal width
     except (FileNotFoundError, pa.ArrowException, ValueError):
         return None
-    return columns if all(np.isfinite(column).all() for column in columns) else None
+    whole = all(len(column) == len(dataset.length) and np.isfinite(column).all() for column in columns)
+    return columns if columns and whole else None
 
 
 def _row_moments(dataset: Dataset, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

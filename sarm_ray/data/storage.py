@@ -105,14 +105,14 @@ def open_input(location: str, block_bytes: int = BLOCK_BYTES) -> IO[bytes]:
     return cast(IO[bytes], ExplainedFile(location, stream))
 
 
-def read_pieces(location: str, size: int) -> Iterator[bytes]:
-    """A whole remote file of `size` bytes, in pieces.
+def read_pieces(location: str, size: int, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+    """A whole file of `size` bytes, in pieces.
 
     Raises:
         StoreInterruptedError: the file is shorter.
     """
-    for start in range(0, size, PIECE_BYTES):
-        stop = min(start + PIECE_BYTES, size)
+    for start in range(0, size, piece_bytes):
+        stop = min(start + piece_bytes, size)
         with _opened(location) as (fs, path):
             piece = fs.cat_file(path, start=start, end=stop)
         if len(piece) != stop - start:

@@ -27,6 +27,7 @@ from sarm_ray.data.failures import CHUNKS, write_failed
 from sarm_ray.data.lease import hold_lease
 from sarm_ray.data.lerobot import Dataset, fetch_files, open_dataset
 from sarm_ray.data.outcomes import dataset_outcomes
+from sarm_ray.data.progress_merge import merge_parts
 from sarm_ray.errors import ConfigError, OutputExistsError, RunInterruptedError
 from sarm_ray.pipelines.frame_features import StoredFeatures
 from sarm_ray.pipelines.ingest import ingest
@@ -243,7 +244,7 @@ def _measure(
 def _episodes(plan: ScorePlan) -> Iterator[pa.Table]:
     """The scored rows of each episode, in order."""
     dataset = plan.ingest.dataset
-    merged = progress_io.merge_parts(
+    merged = merge_parts(
         plan.parts_folder, plan.heads, plan.ingest.chunks, dataset.episode_index, dataset.length, dataset.from_index
     )
     lengths = iter(dataset.length[plan.ingest.rows].tolist())

@@ -8,6 +8,7 @@ import pyarrow as pa
 from sarm_ray.data import progress_io, storage
 from sarm_ray.data.failures import CHUNKS, read_failed, write_failed
 from sarm_ray.data.lease import Lease
+from sarm_ray.data.progress_merge import merge_parts
 from sarm_ray.data.progress_rows import kept_rows, merge_by_index
 from sarm_ray.pipelines.score_plan import ScorePlan
 
@@ -36,20 +37,19 @@ def write_output(plan: ScorePlan, lease: Lease, failures: list[dict]) -> tuple[i
     write_failed(run, in_order, CHUNKS)
     num_nan = dict.fromkeys(plan.heads, 0)
 
-    def new_tables() -> Iterator[pa.Table]:
-        return progress_io.merge_parts(
-            plan.parts_folder, plan.heads, plan.ingest.chunks, dataset.episode_index, dataset.length, dataset.from_index
-        )
+    def new_tables(probabilities: bool) -> Iterator[pa.Table]:
+        columns = (dataset.episode_index, dataset.length, dataset.from_index)
+        return merge_parts(plan.parts_folder, plan.heads, plan.ingest.chunks, *columns, probabilities)
 
     schema = progress_io.progress_schema(plan.heads, plan.metadata)
 
     def counted_tables() -> Iterator[pa.Table]:
-        for table in _with_kept(plan, plan.output, schema.names, new_tables()):
+        for table in _with_kept(plan, plan.output, schema.names, new_tables(probabilities=False)):
             for head in plan.heads:
                 num_nan[head] += int(np.isnan(table[f"progress_{head}"].to_numpy()).sum())
             yield table
 
-    _write_probabilities(plan, new_tables)
+    _write_probabilities(plan, lambda: new_tables(probabilities=True))
     num_frames = progress_io.write_progress(plan.output, counted_tables, schema)
     return num_frames, num_nan
 

@@ -9,9 +9,10 @@ import ray
 
 from sarm_ray.console import first_line, tell
 from sarm_ray.core.episodes import Chunks
-from sarm_ray.data import progress_io, storage
+from sarm_ray.data import storage
 from sarm_ray.data.annotation_io import read_annotations
 from sarm_ray.data.lerobot import Dataset
+from sarm_ray.data.progress_merge import merge_parts
 from sarm_ray.errors import DatasetError, SarmRayError
 from sarm_ray.pipelines.rounds import cause_of
 from sarm_ray.pipelines.score_plan import ScorePlan
@@ -42,7 +43,7 @@ def draw_pictures(plan: ScorePlan, num_episodes: int) -> list[str]:
         return []
     data, chunks = plan.ingest, plan.ingest.chunks
     own = np.isin(chunks.row, rows)
-    tables = progress_io.merge_parts(
+    tables = merge_parts(
         plan.parts_folder,
         plan.heads,
         Chunks(chunks.row[own], chunks.start[own], chunks.stop[own]),

@@ -1,5 +1,6 @@
 """What a scoring run will do, decided before it does anything: inputs resolved, work counted, outputs placed."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ class ScorePlan:
         """Everything of the run but its output."""
         return f"{self.output}.run"
 
-    @property
+    @functools.cached_property  # a second for a million episodes, and asked for again and again
     def parts_folder(self) -> str:
         """Scored chunks, under a name that changes with anything their values depend on."""
         data = self.ingest

@@ -67,6 +67,7 @@ def test_plan(version, stored):
     assert 50 * 500 <= bench["num_frames"] <= 50 * 700
     assert 100 <= bench["num_chunks"] <= 150
     assert bench["num_parts"] == int(stored)
+    assert 100e6 < bench["peak_rss_bytes"] < 2e9  # of a process of its own
     assert bench["frames_per_s"] == pytest.approx(bench["num_frames"] / bench["seconds"])
     walls, cpus = zip(*bench["steps"].values(), strict=True)
     assert sum(walls) == pytest.approx(bench["seconds"])

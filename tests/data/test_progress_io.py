@@ -4,12 +4,14 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from sarm_ray.core.episodes import pack_frames, plan_chunks
+from sarm_ray.core.episodes import count_frames, pack_frames, plan_chunks
+from sarm_ray.core.progress import interpolate_progress
+from sarm_ray.core.windows import bitmaps_by_length, computed_mask
 from sarm_ray.data.progress_io import (
-    merge_parts,
     part_schema,
     read_done,
     read_episode_probabilities,
@@ -17,6 +19,7 @@ from sarm_ray.data.progress_io import (
     read_progress_blocks,
     write_part,
 )
+from sarm_ray.data.progress_merge import merge_parts
 from sarm_ray.errors import DatasetError
 
 LENGTHS = np.array([2, 300])
@@ -67,6 +70,52 @@ def test_a_chunk_without_a_part_is_named(tmp_path):
         DatasetError, match="episode 1, frames 0 and on, were scored but are not there for this process"
     ):
         merge(str(tmp_path))
+
+
+@pytest.mark.parametrize("stride", [1, 7])
+def test_many_episodes_in_parts_of_any_order_are_merged_as_each_by_itself(tmp_path, stride):
+    rng = np.random.default_rng(0)
+    lengths = np.array([1, 256, 900, 257, 2, 600, 13])
+    episodes, from_index = np.array([0, 2, 3, 4, 7, 8, 9]), np.cumsum(lengths) - lengths + 50
+    rows = np.array([0, 1, 2, 4, 5, 6])  # episode 4 is no part of the run
+    chunks = plan_chunks(rows, lengths[rows])
+    bitmaps = bitmaps_by_length(lengths[rows], lambda length: computed_mask(length, stride))
+    scores = [rng.random(n).astype(np.float32) for n in count_frames(bitmaps)]
+    scores[3][:1] = np.nan
+    table = pa.Table.from_pylist(
+        [
+            {
+                "episode_index": int(episodes[row]),
+                "start": int(start),
+                "num_holes": int(np.isnan(own).sum()),
+                "frames": bitmap.tobytes(),
+                "progress_dense": own,
+                "probabilities_dense": np.stack([own, 1 - own], axis=1).ravel(),
+            }
+            for row, start, bitmap, own in zip(chunks.row, chunks.start, bitmaps, scores, strict=True)
+        ],
+        schema=part_schema(("dense",)),
+    )
+    for name, picked in enumerate(np.array_split(rng.permutation(len(chunks)), 4)):
+        write_part(str(tmp_path), f"{name}", table.take(picked))
+    arguments = (str(tmp_path), ("dense",), chunks, episodes, lengths, from_index)
+    blocks = list(merge_parts(*arguments, num_rows=700))
+    assert [block.num_rows for block in blocks] == [1 + 256 + 900, 2 + 600 + 13]  # as soon as there are enough
+    merged = pa.concat_tables(blocks)
+    assert merged["index"].to_pylist() == [i for row in rows for i in from_index[row] + np.arange(lengths[row])]
+    for row in rows:
+        own = merged.filter(pc.equal(merged["episode_index"], episodes[row]))
+        computed = np.flatnonzero(computed_mask(lengths[row], stride))
+        values = np.concatenate([scores[c] for c in np.flatnonzero(chunks.row == row)])
+        expected = interpolate_progress(computed, values, lengths[row])
+        np.testing.assert_array_equal(own["progress_dense"].to_numpy(), expected)
+        shares = own["probabilities_dense"].to_pylist()
+        assert [frame for frame, share in enumerate(shares) if share is not None] == computed.tolist()
+        np.testing.assert_array_equal([shares[c][0] for c in computed], values)
+    lean = pa.concat_tables(merge_parts(*arguments, probabilities=False, num_rows=1))
+    assert lean.column_names == [name for name in merged.column_names if name != "probabilities_dense"]
+    for name in lean.column_names:
+        np.testing.assert_array_equal(lean[name].to_numpy(), merged[name].to_numpy())
 
 
 def progress_table(lengths: list[int]) -> pa.Table:
