@@ -16,7 +16,7 @@ from sarm_ray.bench import many_episodes
 from sarm_ray.bench.apart import RUN_MODULE, call_apart, run_apart
 from sarm_ray.bench.measure import Figures, Timing, compare, describe_hardware
 from sarm_ray.bench.plan import plan_of, write_inputs
-from sarm_ray.core.episodes import chunk_keys
+from sarm_ray.core.episodes import chunk_keys, is_among
 from sarm_ray.data.lease import hold_lease
 from sarm_ray.data.progress_io import ROWS_PER_GROUP, read_done
 from sarm_ray.pipelines.ingest import check_store
@@ -76,10 +76,8 @@ def bench_merge(num_episodes: int, frames_per_episode: int = 1000, chunks_per_pa
             (wall_s, cpu_s), _, peak = call_apart(__name__, "run_step", root=scratch, name=name)
             steps[name] = (wall_s, cpu_s, peak)
         output = Path(scratch) / "progress.parquet"
-        advice = {
-            "path": str(output),
-            "head": HEAD,
-        }  # the house keeps bench from importing report; its process calls it
+        # by name: the house keeps bench from importing report
+        advice = {"path": str(output), "head": HEAD}
         _, timing, peak = call_apart("sarm_ray.report.advice", "describe_rabc", **advice)
         steps["advice"] = (timing.wall_s, timing.cpu_s, peak)
         weights = ["sarm_ray", "weights", str(output), "--output", f"{scratch}/weights.parquet"]
@@ -146,7 +144,7 @@ def _chunks_left(plan: ScorePlan) -> None:
     episode, start, num_holes = read_done(plan.parts_folder)
     whole = num_holes == 0
     planned = chunk_keys(data.dataset.episode_index[data.chunks.row], data.chunks.start)
-    left = np.flatnonzero(~np.isin(planned, chunk_keys(episode[whole], start[whole])))
+    left = np.flatnonzero(~is_among(planned, chunk_keys(episode[whole], start[whole])))
     if len(left):
         raise RuntimeError(f"{plan.parts_folder} lacks {len(left)} chunks")
 

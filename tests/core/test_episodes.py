@@ -13,6 +13,7 @@ from sarm_ray.core.episodes import (
     chunk_keys,
     count_frames,
     frames_of,
+    is_among,
     pack_frames,
     parse_selection,
     plan_chunks,
@@ -128,3 +129,9 @@ def test_bitmaps_are_low_bit_first():
     first, second = pack_frames(mask)
     assert (first[0], first[1], first[31], second[0]) == (1, 2, 128, 1)
     assert frames_of(second, 256).tolist() == [256]
+
+
+@given(st.lists(st.integers(-3, 12)), st.lists(st.integers(-3, 12)))
+def test_which_keys_are_among_others(keys, others):
+    keys, others = (np.array(numbers, dtype=np.int64) * 256 for numbers in (keys, others))
+    np.testing.assert_array_equal(is_among(keys, others), np.isin(keys, others))
