@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,11 @@ def main(
     except SarmRayError as error:
         click.echo(f"{click.style('error', fg='red')}: {error}", err=True)
         code = 2
+    except click.ClickException:
+        raise
+    except Exception:  # noqa: BLE001  # 1 means "done with failures listed": a bug must not look like that
+        traceback.print_exc()
+        code = 70
     sys.exit(code)
 
 

@@ -115,7 +115,7 @@ def run_plans(
         cluster,
         seconds=seconds,
         busy_s={**ingested.busy_s, "score": scoring.busy_s},
-        spilled_bytes=spilled_bytes() - spilled_before,
+        spilled_bytes=max(spilled_bytes() - spilled_before, 0),  # a node that was lost took its count along
         peak_rss_bytes=peak_rss_bytes(),
     )
     for plan, own in zip(plans, reports, strict=True):
