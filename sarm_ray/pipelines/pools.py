@@ -34,9 +34,8 @@ def pool_watch(phase: str) -> type:
 
         def _tell(self, number: int) -> None:
             if number != self.told:
-                change = "more" if number > self.told else "fewer"
                 actors = f"{number} actor{'s' if number != 1 else ''}" if number else "no actors"
-                say(f"pool      {phase}: {actors}, {abs(number - self.told)} {change}")
+                say(f"pool      {phase}: {actors} ({number - self.told:+d})")
                 self.told = number
 
     return PoolWatch

@@ -185,8 +185,8 @@ def test_a_host_that_joins_is_used(hosts, undisturbed, one_node):
     code, said, _ = run.end()
     assert code == 0, said
     assert_scored(hosts.folder / "joined", one_node)
-    assert "pool      encode: 1 actor, 1 more\n" in said
-    assert "pool      encode: 2 actors, 1 more\n" in said
+    assert "pool      encode: 1 actor (+1)\n" in said
+    assert "pool      encode: 2 actors (+1)\n" in said
 
 
 def test_roles(one_node):
