@@ -96,7 +96,7 @@ def _run(plan: AnnotatePlan, config: AnnotateConfig, leases: list[Lease], quiet:
 
 def _ask(plan: AnnotatePlan, config: AnnotateConfig, todo: dict[int, tuple[str, ...]], quiet: bool) -> Asking:
     """Ask what is not answered yet. Signals are handled once Ray runs, which has handlers of its own."""
-    with connect(config.address) as cluster, stop_on_signal(plan.run_folder) as stop:
+    with connect(config.address, quiet) as cluster, stop_on_signal(plan.run_folder) as stop:
         engine = choose_engine(config, cluster)
         if isinstance(engine, LocalVlm) and engine.device == "cpu" and not quiet:
             tell([f"there is no GPU; {engine.name} runs on CPU cores, in float32"])

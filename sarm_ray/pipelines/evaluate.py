@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig, quiet: bool = False) -> EvaluateReport:
         SarmRayError: bad input; nothing was run.
     """
     started = time.monotonic()
-    with connect(config.address) as cluster:
+    with connect(config.address, quiet) as cluster:
         plan = _plan(config, cluster)
         dataset, rows = plan.ingest.dataset, plan.ingest.rows
         grades = dataset_outcomes(dataset, config.labels)

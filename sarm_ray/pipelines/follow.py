@@ -101,9 +101,9 @@ def follow(config: ScoreConfig, quiet: bool = False) -> FollowReport | None:
     """
     assert config.follow is not None
     folders = open_folders(config)
-    with connect(config.address) as cluster:
+    with connect(config.address, quiet) as cluster:
         model = choose_model(config, open_checkpoint(config.model, model_folder(config.model)))
-        own = Follower(config, model, cluster, folders, quiet)
+        own = Follower(config, model, replace(cluster, tells_pools=not quiet), folders, quiet)
         if config.dry_run:
             plans = [plan for _, _, plan in _look(own, patient=False)]
             if plans:

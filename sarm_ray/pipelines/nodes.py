@@ -87,7 +87,8 @@ def prefer(role: str) -> dict[str, Any]:
     return {"label_selector": {ROLE: role}, "fallback_strategy": [{"label_selector": {}}]}
 
 
-def survey() -> Cluster:
+def survey(quiet: bool = False) -> Cluster:
+    """What there is now. Of several nodes pools may grow, which the user is told of unless `quiet`."""
     resources = ray.cluster_resources()
     num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     several = len(node_ids(alive=True)) > 1
@@ -95,7 +96,9 @@ def survey() -> Cluster:
         return Cluster(num_cpus, 0, "cpu", _has_bf16())
     probe = ray.remote(_has_bf16).options(num_cpus=0, num_gpus=1 if num_gpus else 0, **prefer("gpu"))
     bf16 = ray.get(probe.remote())
-    return Cluster(num_cpus, num_gpus, "cuda" if num_gpus else "cpu", bf16, GROWTH if several else 1, several)
+    return Cluster(
+        num_cpus, num_gpus, "cuda" if num_gpus else "cpu", bf16, GROWTH if several else 1, not quiet and several
+    )
 
 
 def _has_bf16() -> bool:

@@ -54,14 +54,15 @@ GPU_ACTOR_CPUS = 0.1
 
 
 @contextlib.contextmanager
-def connect(address: str | None) -> Iterator[Cluster]:
+def connect(address: str | None, quiet: bool = False) -> Iterator[Cluster]:
     """Use the Ray that is running (this process's, the given one, the job's own), else start one on this machine.
 
     What was started here is shut down at the end. A local Ray listens on this machine only, reports no usage statistics,
-    and its token file is readable by the user alone (Ray itself would leave it open to the group).
+    and its token file is readable by the user alone (Ray itself would leave it open to the group). `quiet`: the user is not told
+    of pools.
     """
     if ray.is_initialized():
-        yield survey()
+        yield survey(quiet)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _share_heaps()
@@ -76,7 +77,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
             _start_local()
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
-            yield survey()
+            yield survey(quiet)
         finally:
             ray.shutdown()
 

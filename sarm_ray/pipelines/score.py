@@ -39,7 +39,7 @@ def score(config: ScoreConfig, quiet: bool = False) -> ScoreReport | None:
         SarmRayError: bad input; nothing was run.
     """
     started = time.monotonic()
-    with connect(config.address) as cluster:
+    with connect(config.address, quiet) as cluster:
         plans = plan_scores(config, cluster)
         if not quiet:
             describe_plans(plans, cluster)
