@@ -58,8 +58,8 @@ def connect(address: str | None, quiet: bool = False) -> Iterator[Cluster]:
     """Use the Ray that is running (this process's, the given one, the job's own), else start one on this machine.
 
     What was started here is shut down at the end. A local Ray listens on this machine only, reports no usage statistics,
-    and its token file is readable by the user alone (Ray itself would leave it open to the group). `quiet`: the user is not told
-    of pools.
+    and its token file is readable by the user alone (Ray itself would leave it open to the group). `quiet`: the user is not
+    told of pools.
     """
     if ray.is_initialized():
         yield survey(quiet)
