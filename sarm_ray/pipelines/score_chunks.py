@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from sarm_ray.console import Progress
-from sarm_ray.core.episodes import BITMAP_BYTES, chunk_keys, count_frames, frames_of
+from sarm_ray.core.episodes import BITMAP_BYTES, chunk_keys, count_frames, frames_of, is_among
 from sarm_ray.core.windows import window_slots
 from sarm_ray.data import progress_io
 from sarm_ray.data.features import read_chunk
@@ -289,4 +289,4 @@ def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
     episode, start, num_holes = progress_io.read_done(plan.parts_folder)
     whole = num_holes == 0
     planned = chunk_keys(plan.ingest.dataset.episode_index[chunks.row], chunks.start)
-    return np.flatnonzero(~np.isin(planned, chunk_keys(episode[whole], start[whole])))
+    return np.flatnonzero(~is_among(planned, chunk_keys(episode[whole], start[whole])))
