@@ -194,13 +194,17 @@ class TestCluster(Hosts):
     __test__ = False
 
     def ray(self, number: int, *words: object, **environment: str) -> subprocess.Popen:
-        """Ray on a host; its temporary folder is new each time, and short, for the sockets in it."""
+        """Ray on a host; its temporary folder is new each time, and short, for the sockets in it.
+
+        Started again when it ends by itself, as any supervisor does: on a busy machine Ray takes its own start for failed.
+        """
         scratch = tempfile.mkdtemp(prefix=f"r{number}", dir=self.folder)
         command = [
             Path(sys.executable).parent / "ray", "start", "--block", "--disable-usage-stats", "--temp-dir", scratch,
             f"--node-ip-address={address(number)}", "--object-store-memory", 150 * 2**20, *words,
         ]  # fmt: skip
-        return self.start(number, command, self.folder / f"ray{number}.log", **environment)
+        again = ["sh", "-c", 'until "$@"; do sleep 1; done', "sh"]
+        return self.start(number, [*again, *command], self.folder / f"ray{number}.log", **environment)
 
     def start_head(self) -> None:
         self.ray(
