@@ -205,8 +205,8 @@ class TrainConfig:
         """Fewest and most training processes, or None where that is left open; a plain number is both."""
         if self.num_workers is None:
             return None
-        fewest, _, most = str(self.num_workers).partition(":")
-        least, largest = (int(text) if text.isdigit() else 0 for text in (fewest, most or fewest))
+        fewest, colon, most = str(self.num_workers).partition(":")
+        least, largest = (int(text) if text.isdigit() else 0 for text in (fewest, most if colon else fewest))
         return least, largest
 
     @property

@@ -140,8 +140,10 @@ def _death(failure: BaseException) -> Death | None:
         name = type(cause).__name__
         if name == "PreemptionError":
             return Death("it is being taken away", "node")
-        if name in ("WorkerGroupStartupTimeoutError", "WorkerHealthCheckTimeoutError"):
-            return Death(f"no answer ({name})", "unknown")
+        if name == "WorkerGroupStartupTimeoutError":
+            return Death("it was not placed in time", "unknown")
+        if name == "WorkerHealthCheckTimeoutError":
+            return Death("it no longer answers", "process")
         if isinstance(cause, GONE):
             lost = isinstance(cause, (ray.exceptions.ActorDiedError, ray.exceptions.WorkerCrashedError))
             by_node = isinstance(cause, ray.exceptions.NodeDiedError) or "node has died" in said or "node died" in said

@@ -19,14 +19,14 @@ from sarm_ray.config.train import TrainConfig
 from sarm_ray.console import tell
 from sarm_ray.core.order import plan_steps
 from sarm_ray.data import storage
-from sarm_ray.errors import TrainingError
+from sarm_ray.errors import TrainingError, name_list
 from sarm_ray.pipelines.stopping import MARKER_PREFIX, Stop
 from sarm_ray.pipelines.training.checkpoints import last_step, mend_links
 from sarm_ray.pipelines.training.data import TrainJob, batch_layout, batches_dataset
 from sarm_ray.pipelines.training.group import Death, fit_group, resources_per_worker
 from sarm_ray.pipelines.training.job import encode_run_texts
 from sarm_ray.pipelines.training.loop import METRICS_FILE, LoopJob
-from sarm_ray.pipelines.training.placing import asked_for_more, place
+from sarm_ray.pipelines.training.placing import asked_for_more, is_started, known_groups, place
 from sarm_ray.pipelines.training.plan import TrainPlan
 from sarm_ray.pipelines.training.report import cut_metrics, wandb_id
 from sarm_ray.pipelines.training.workers import Workers
@@ -84,21 +84,24 @@ def train_to_the_end(
             death = fit_group(own, dataset, num_workers, watch.look)
         step = last_step(config.output_dir) or 0
         if death is None:
-            if step < (first_step + 1 if watch.ended or stop.requested else config.steps):
+            if not stop.requested and step < (first_step + 1 if watch.ended else config.steps):
                 raise TrainingError(
                     f"the training processes ended, and their checkpoints are not in {config.output_dir} for this process; "
                     "give an --output-dir on a disk that all nodes share"
                 )
             continue
-        of_node = _of_node(death, nodes)
+        lost = _lost_nodes(death, nodes)
+        of_node = death.of == "node" or bool(lost)
         losses, failures = losses + of_node, failures + (not of_node)
         if failures > config.max_failures or losses > MAX_LOSSES:
             many = f"{losses} nodes were lost" if of_node else f"a training process died {failures} times"
             raise TrainingError(f"{many} after step {step} ({death.how}); go on with --resume when the cause is gone")
         if not quiet:
-            what = "a node was lost" if of_node else "a training process died"
-            again = "" if of_node else f", {failures} of {config.max_failures}"
-            tell([f"{what} ({death.how}); going on from step {step}{again}"])
+            died = (
+                f"a training process died ({death.how}); going on from step {step}, {failures} of {config.max_failures}"
+            )
+            gone = name_list(sorted(lost)) if lost else death.how
+            tell([f"a node was lost ({gone}); going on from step {step}" if of_node else died])
 
 
 def place_group(workers: Workers, wait_s: float, quiet: bool, begun: bool = False, last: int | None = None) -> int:
@@ -128,6 +131,7 @@ class Watch:
         self._num_workers, self._regroup_s = num_workers, config.regroup_s
         self._started = self._looked = time.monotonic()
         self._leaving = _leaving_nodes()
+        self._known_groups = known_groups()
         self._room: Callable[[], int] | None = None
         self._last_room = num_workers
         self._requests = contextlib.ExitStack()
@@ -145,13 +149,12 @@ class Watch:
         if self.ended or now - self._looked < LOOK_S:
             return
         self._looked = now
-        before, self._last_room = self._last_room, self._num_workers
-        # not at once: the requests would take what Ray Train is about to place this group on
-        if self._num_workers < self._sizes[0] and now - self._started >= self._regroup_s / 2:
-            if self._room is None:
+        before = self._last_room
+        if self._num_workers < self._sizes[0]:
+            if self._room is None and is_started(self._num_workers, self._each, self._known_groups):
                 requests = asked_for_more(self._num_workers, self._sizes, self._each)
                 self._room = self._requests.enter_context(requests)
-            self._last_room = self._room()
+            self._last_room = self._room() if self._room else self._num_workers
         grown = min(before, self._last_room) > self._num_workers and now - self._started >= self._regroup_s
         if grown or _leaving_nodes() - self._leaving:
             storage.create_file(self.marker, b"")
@@ -186,19 +189,22 @@ def _tell_of_size(most: int, num_workers: int, first_step: int) -> None:
     tell([f"{room}; {f'going on with {num_workers} from step {first_step}' if first_step else 'beginning with these'}"])
 
 
-def _of_node(death: Death, nodes: frozenset[str]) -> bool:
-    """Whether it came of the loss of a node. Where the death itself does not tell, Ray is given the time to find out."""
+def _lost_nodes(death: Death, before: dict[str, str]) -> list[str]:
+    """Names of nodes that went during the life of a group.
+
+    Args:
+        death: of the group. Where it does not tell what died, Ray is given the time to find out.
+        before: nodes when it began, see `_nodes`.
+    """
     deadline = time.monotonic() + (NEWS_S if death.of == "unknown" else 0)
-    while death.of != "node" and not nodes - _nodes():
-        if time.monotonic() >= deadline:
-            return False
+    while not (lost := [before[node] for node in before.keys() - _nodes().keys()]) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return True
+    return lost
 
 
-def _nodes() -> frozenset[str]:
-    """Of the nodes that Ray takes to be alive, by their ids."""
-    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+def _nodes() -> dict[str, str]:
+    """Nodes that Ray takes to be alive: id -> name."""
+    return {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
 def _leaving_nodes() -> frozenset[str]:

@@ -37,9 +37,9 @@ def place(sizes: Sequence[int], each: dict[str, float], wait_s: float, settle: b
         TrainingError: there is none, after `wait_s`.
     """
     deadline, told = time.monotonic() + wait_s, quiet
+    patience_s = PLACE_S if _exists(each, sizes[0]) else 0.0
     with _asked(each, sizes[0]) as whole:
         while True:
-            patience_s = PLACE_S if _exists(each, sizes[0]) else min(PLACE_S, max(deadline - time.monotonic(), 0))
             if _placed(whole, patience_s):
                 return sizes[0]
             over = time.monotonic() >= deadline
@@ -54,6 +54,21 @@ def place(sizes: Sequence[int], each: dict[str, float], wait_s: float, settle: b
             if not told:
                 tell([f"{lack}; waiting up to {wait_s:g} s for more"])
                 told = True
+            patience_s = min(PLACE_S, max(deadline - time.monotonic(), 0.0))
+
+
+def known_groups() -> frozenset[str]:
+    """All placement groups that Ray knows of, by their ids."""
+    return frozenset(placement_group_table())
+
+
+def is_started(num_workers: int, each: dict[str, float], before: frozenset[str]) -> bool:
+    """Whether Ray Train has placed its group, which has no name: one of that shape that was not known before."""
+    return any(
+        group["state"] == "CREATED" and list(group["bundles"].values()) == [each] * num_workers
+        for name, group in placement_group_table().items()
+        if name not in before
+    )
 
 
 @contextlib.contextmanager
@@ -61,7 +76,7 @@ def asked_for_more(num_workers: int, sizes: Sequence[int], each: dict[str, float
     """Ask for the processes that a running group lacks, for as long as the block lasts. What comes is held for it.
 
     Args:
-        num_workers: of the group, one of `sizes`.
+        num_workers: of the group, one of `sizes`; it must have been placed, or the requests may take its place.
         sizes: numbers that would do, the largest first.
         each: what a process claims.
 
