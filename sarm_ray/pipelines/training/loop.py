@@ -31,7 +31,7 @@ from sarm_ray.pipelines.runtime import prepare_actor
 from sarm_ray.pipelines.stopping import is_stopping
 from sarm_ray.pipelines.training.checkpoints import PRETRAINED, STATE, last_step, step_folder, write_checkpoint
 from sarm_ray.pipelines.training.data import unpack_row
-from sarm_ray.pipelines.training.engine import Engine, gather_state, start_engine, take_step, whole_model
+from sarm_ray.pipelines.training.engine import Engine, bound_waits, gather_state, start_engine, take_step, whole_model
 from sarm_ray.pipelines.training.validation import HeldOut, evaluate
 
 METRICS_FILE = "metrics.jsonl"
@@ -112,6 +112,7 @@ def train_loop(options: dict[str, Any]) -> None:
         batch_size=None, batch_format="pyarrow", prefetch_batches=2
     )
     config = job.config
+    bound_waits(job.device, config.collective_timeout_s)
     engine = start_engine(
         start_model(job, state),
         job.heads,
