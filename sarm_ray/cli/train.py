@@ -33,7 +33,7 @@ from sarm_ray.cli.options import EPILOG, common_options, one_or_several
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps; default 5000.")
 @click.option("--batch-size", type=int, metavar="N", help="Samples of a step, over all workers; default 64.")
 @click.option("--gradient-accumulation-steps", type=int, metavar="N", help="Passes of a step; default 1.")
-@click.option("--num-workers", type=int, metavar="N", help="Training processes; default one per GPU.")
+@click.option("--num-workers", metavar="N|MIN:MAX", help="Training processes; default one per GPU.")
 @click.option("--use-gpu/--no-gpu", default=None, help="Default: where there is one.")
 @click.option(
     "--deepspeed-stage",

@@ -96,7 +96,9 @@ class TrainConfig:
         steps: optimiser steps.
         batch_size: samples of a step, over all workers.
         gradient_accumulation_steps: passes of a step.
-        num_workers: training processes; None is one per GPU, or one where there is none.
+        num_workers: training processes. A number is what a run begins with; one that lost nodes goes on with fewer, as many
+            as there are. "MIN:MAX" begins and goes on with as many as there are, from MIN to MAX; "N:N" insists on N. None
+            is one per GPU, or one where there is none.
         use_gpu: None is where there is one.
         deepspeed_stage: ZeRO stage; 0 is plain data parallelism. None is 1, or 0 for one fp32 worker.
         precision: `auto` is bf16 on GPUs that have it, fp32 elsewhere.
@@ -106,8 +108,12 @@ class TrainConfig:
         cache: where features are kept; None is beside a writable dataset, else the user's cache.
         log_freq, eval_freq, save_freq: steps between lines of metrics, evaluations, checkpoints.
         keep: latest checkpoints that are kept, besides the best.
-        max_failures: times that a run goes on by itself after a worker died, without a checkpoint in between.
-        wait_s: seconds to wait for enough workers.
+        max_failures: times that a run goes on by itself after a worker died, without a checkpoint in between. Lost nodes do
+            not count.
+        wait_s: seconds to wait for nodes, where fewer training processes can be placed than are wanted.
+        regroup_s: seconds that a group of processes runs at least before a larger one takes its place, when nodes came.
+        collective_timeout_s: seconds after which processes that wait for one that is silent take it for dead. Longer than
+            the first one needs to write a checkpoint.
         stage_loss_weight: of the stage loss against the tau loss.
         allow_failures: exit with 0 while at most this many chunks failed.
         resume: go on from the last checkpoint in output_dir.
@@ -132,7 +138,7 @@ class TrainConfig:
     steps: int = 5000
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
-    num_workers: int | None = None
+    num_workers: str | int | None = None
     use_gpu: bool | None = None
     deepspeed_stage: Literal[0, 1, 2, 3] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -146,6 +152,8 @@ class TrainConfig:
     keep: int = 2
     max_failures: int = 3
     wait_s: float = 60.0
+    regroup_s: float = 60.0
+    collective_timeout_s: float = 300.0
     stage_loss_weight: float = 1.0
     allow_failures: int = 0
     resume: bool = False
@@ -172,10 +180,14 @@ class TrainConfig:
         for name in (*positive, "keep"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         require(
-            self.num_workers is None or self.num_workers >= 1, f"num_workers must be at least 1, not {self.num_workers}"
+            self.workers is None or 1 <= self.workers[0] <= self.workers[1],
+            f"num_workers must be a number or MIN:MAX from 1 up, not {self.num_workers!r}",
+        )
+        require(
+            self.collective_timeout_s > 0, f"collective_timeout_s must be positive, not {self.collective_timeout_s}"
         )
         require(0 <= self.val_fraction < 1, f"val_fraction must be in [0, 1), not {self.val_fraction}")
-        for name in ("seed", "max_failures", "wait_s", "allow_failures", "stage_loss_weight"):
+        for name in ("seed", "max_failures", "wait_s", "regroup_s", "allow_failures", "stage_loss_weight"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
 
     @property
@@ -187,3 +199,17 @@ class TrainConfig:
     def image_keys(self) -> tuple[str, ...]:
         """The cameras asked for; none where that is left open."""
         return as_tuple(self.image_key)
+
+    @property
+    def workers(self) -> tuple[int, int] | None:
+        """Fewest and most training processes, or None where that is left open; a plain number is both."""
+        if self.num_workers is None:
+            return None
+        fewest, colon, most = str(self.num_workers).partition(":")
+        least, largest = (int(text) if text.isdigit() else 0 for text in (fewest, most if colon else fewest))
+        return least, largest
+
+    @property
+    def ranged(self) -> bool:
+        """Whether the number of training processes was given as MIN:MAX."""
+        return ":" in str(self.num_workers)

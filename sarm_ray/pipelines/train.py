@@ -3,11 +3,11 @@
     plan -> ingest (what is missing) -> batches (Ray Data) -> training processes (Ray Train, DeepSpeed) -> checkpoints
 
 What step s sees is planned, so a run that was killed goes on from its last checkpoint as if nothing had happened: when a
-training process dies, the driver plans the rest and starts a new group; when the driver dies, `--resume` does the same.
+training process or a node dies, the driver plans the rest and starts a new group (training/groups.py); when the driver dies,
+`--resume` does the same.
 """
 
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util import placement_group, remove_placement_group
 
 from sarm_ray.config.loading import dump_config
 from sarm_ray.config.train import TrainConfig
 from sarm_ray.console import say, tell
-from sarm_ray.core.order import plan_steps
 from sarm_ray.data import progress_io, storage
 from sarm_ray.data.hub import require_token
 from sarm_ray.data.lease import Lease, hold_lease
 from sarm_ray.data.lerobot import fetch_files
-from sarm_ray.errors import ConfigError, RunInterruptedError, TrainingError, name_list
+from sarm_ray.errors import ConfigError, RunInterruptedError, name_list
 from sarm_ray.pipelines.ingest import ingest
 from sarm_ray.pipelines.runtime import Cluster, connect
 from sarm_ray.pipelines.stopping import MARKER_PREFIX, Stop, stop_on_signal
@@ -36,31 +34,22 @@ from sarm_ray.pipelines.training.checkpoints import (
     PRETRAINED,
     last_step,
     linked,
-    mend_links,
     read_last_facts,
     refuse_used,
     remove_unfinished,
     require_writable,
 )
-from sarm_ray.pipelines.training.data import TrainJob, batch_layout, batches_dataset
-from sarm_ray.pipelines.training.group import RAY_FOLDER, fit_group, resources_per_worker
-from sarm_ray.pipelines.training.job import (
-    check_all_rows,
-    encode_run_texts,
-    make_job,
-    put_held_out,
-    unreadable_episodes,
-)
-from sarm_ray.pipelines.training.loop import METRICS_FILE, LoopJob
+from sarm_ray.pipelines.training.group import RAY_FOLDER
+from sarm_ray.pipelines.training.groups import place_group, train_to_the_end
+from sarm_ray.pipelines.training.job import check_all_rows, make_job, put_held_out, unreadable_episodes
+from sarm_ray.pipelines.training.loop import METRICS_FILE
 from sarm_ray.pipelines.training.plan import TrainPlan, plan_training
 from sarm_ray.pipelines.training.publish import push_checkpoint
 from sarm_ray.pipelines.training.report import (
     TrainReport,
-    cut_metrics,
     describe_plan,
     follow_metrics,
     read_metrics,
-    wandb_id,
 )
 
 
@@ -86,7 +75,7 @@ def train(config: TrainConfig, quiet: bool = False) -> TrainReport:
             describe_plan(plan, config, cluster)
         if config.resume and last_step(config.output_dir) is None and not quiet:
             tell([f"{config.output_dir} has no checkpoint yet; the run begins at the first step"])
-        _wait_for_workers(plan, config, quiet)
+        place_group(plan.workers, config.wait_s, quiet)
         require_writable(config.output_dir)
         with hold_lease(config.output_dir) as lease, stop_on_signal(config.output_dir) as stop:
             _prepare(plan, config)
@@ -104,8 +93,8 @@ def _prepare(plan: TrainPlan, config: TrainConfig) -> None:
         config,
         dataset=[source.ingest.dataset.repo_id or source.ingest.dataset.root for source in plan.sources],
         image_key=config.image_key or (plan.sources[0].ingest.camera if len(plan.sources) == 1 else None),
-        num_workers=plan.num_workers,
-        use_gpu=plan.use_gpu,
+        num_workers=config.num_workers or plan.workers.most,
+        use_gpu=plan.workers.on_gpu,
         resume=True,
     )
     storage.write_file(storage.join(config.output_dir, "config.yaml"), dump_config(resolved).encode())
@@ -139,7 +128,7 @@ def _run(
     lease.check()
     training_started = time.monotonic()
     with follow_metrics(Path(config.output_dir) / METRICS_FILE, config.steps, quiet):
-        _train_to_the_end(job, reference, held_out, plan, config, facts, stop, quiet)
+        train_to_the_end(job, reference, held_out, plan, config, facts, stop, quiet)
     shutil.rmtree(Path(config.output_dir) / RAY_FOLDER, ignore_errors=True)
     if stop.requested:
         step = last_step(config.output_dir)
@@ -171,81 +160,6 @@ def _run(
         if not quiet:
             say(f"pushed    {url}")
     return report
-
-
-def _train_to_the_end(
-    job: TrainJob,
-    reference: ray.ObjectRef,
-    held_out: ray.ObjectRef | None,
-    plan: TrainPlan,
-    config: TrainConfig,
-    facts: dict[str, Any],
-    stop: Stop,
-    quiet: bool,
-) -> None:
-    """One group of training processes after another, each from the last checkpoint, until the last step is done."""
-    failures, reached = 0, -1
-    loop_job = _loop_job(job, held_out, plan, config, facts, stop)
-    while True:
-        mend_links(config.output_dir)
-        first_step = last_step(config.output_dir) or 0
-        if first_step >= config.steps or stop.requested:
-            return
-        failures = 0 if first_step > reached else failures
-        reached = first_step
-        cut_metrics(Path(config.output_dir) / METRICS_FILE, first_step)
-        steps = plan_steps(job.lengths, config.seed, config.batch_size, first_step, config.steps)
-        with stop.draining():
-            error = fit_group(
-                replace(loop_job, first_step=first_step), batches_dataset(job, reference, steps), plan.num_workers
-            )
-        if error is None:
-            if not stop.requested and (last_step(config.output_dir) or 0) < config.steps:
-                raise TrainingError(
-                    f"the training processes ended, and their checkpoints are not in {config.output_dir} for this process; "
-                    "give an --output-dir on a disk that all nodes share"
-                )
-            continue
-        failures += 1
-        step = last_step(config.output_dir)
-        if failures > config.max_failures:
-            raise TrainingError(
-                f"a training process died {failures} times after step {step or 0} ({error}); go on with --resume when the "
-                "cause is gone"
-            )
-        if not quiet:
-            again = f"{failures} of {config.max_failures}"
-            tell([f"a training process died ({error}); going on from step {step or 0}, {again}"])
-
-
-def _loop_job(
-    job: TrainJob,
-    held_out: ray.ObjectRef | None,
-    plan: TrainPlan,
-    config: TrainConfig,
-    facts: dict[str, Any],
-    stop: Stop,
-) -> LoopJob:
-    """What the training processes of every group need; each group has its own `first_step`."""
-    return LoopJob(
-        config=config,
-        sarm=plan.config,
-        sidecar=plan.sidecar(),
-        normalizer=plan.normalizer,
-        init_from=plan.init_from,
-        heads=plan.heads,
-        deepspeed_stage=plan.deepspeed_stage,
-        precision=plan.precision,
-        device="cuda" if plan.use_gpu else "cpu",
-        layout=batch_layout(job),
-        texts=encode_run_texts(plan, config),
-        held_out=held_out,
-        first_step=0,
-        facts=facts,
-        stop_marker=stop.marker,
-        wandb_id=wandb_id(Path(config.output_dir)) if config.wandb_project else "",
-        wandb_environment={name: value for name, value in os.environ.items() if name.startswith("WANDB_")},
-    )
 
 
 def _facts(config: TrainConfig, plan: TrainPlan) -> dict[str, Any]:
@@ -287,31 +201,3 @@ def _left_out_before(config: TrainConfig, num_datasets: int) -> list[frozenset[i
     """Episodes that the run left out when it began: they stay out, readable or not, as the order depends on them."""
     before = read_last_facts(config.output_dir) if config.resume else None
     return [frozenset(own) for own in before["left_out"]] if before else [frozenset()] * num_datasets
-
-
-def _wait_for_workers(plan: TrainPlan, config: TrainConfig, quiet: bool) -> None:
-    """Wait until the cluster is large enough, with a group of workers pending meanwhile, for which an autoscaler adds nodes.
-
-    Raises:
-        TrainingError: it is not, after `wait_s`.
-    """
-    kind, each = ("GPU", 1.0) if plan.use_gpu else ("CPU", resources_per_worker(False)["CPU"])
-    needed = plan.num_workers * each
-    if ray.cluster_resources().get(kind, 0) >= needed:
-        return
-    unit = "GPUs" if plan.use_gpu else "CPU cores"
-    waiting = placement_group([{kind: each}] * plan.num_workers)
-    deadline, told = time.monotonic() + config.wait_s, quiet
-    try:
-        while (there := ray.cluster_resources().get(kind, 0)) < needed:
-            lack = f"{plan.num_workers} training processes need as many {unit}, the cluster has {there:g}"
-            if time.monotonic() >= deadline:
-                raise TrainingError(
-                    f"{lack}, and after {config.wait_s:g} s no more came; add nodes or give --num-workers"
-                )
-            if not told:
-                tell([f"{lack}; waiting up to {config.wait_s:g} s for more"])
-                told = True
-            time.sleep(min(1.0, config.wait_s / 10 + 0.01))
-    finally:
-        remove_placement_group(waiting)

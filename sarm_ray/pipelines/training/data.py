@@ -41,7 +41,7 @@ class TrainJob:
         labels: of each head.
         augmentation, teacher_forcing: what is done to a sample, and how often the true stage is given.
         num_texts, num_phrases: task texts, and those of language perturbation, which are numbered after them.
-        batch_size, num_workers, num_passes: a step's samples, and how they are cut.
+        batch_size, num_passes: a step's samples, and in how many passes; groups of processes of any number share a job.
     """
 
     sources: tuple[TrainSource, ...]
@@ -59,12 +59,10 @@ class TrainJob:
     num_texts: int
     num_phrases: int
     batch_size: int
-    num_workers: int
     num_passes: int
 
-    @property
-    def samples_per_row(self) -> int:
-        return self.batch_size // (self.num_workers * self.num_passes)
+    def samples_per_row(self, num_workers: int) -> int:
+        return self.batch_size // (num_workers * self.num_passes)
 
 
 @dataclass(frozen=True)
@@ -107,13 +105,13 @@ class Frames:
     tau: dict[str, np.ndarray]
 
 
-def batches_dataset(job: TrainJob, reference: ray.ObjectRef, steps: Sequence[PoolSteps]) -> ray.data.Dataset:
+def batches_dataset(reference: ray.ObjectRef, steps: Sequence[PoolSteps], num_workers: int) -> ray.data.Dataset:
     """The chain: rows as `batch_layout` says, `num_passes * num_workers` of them per step."""
     pools = pa.table({name: [getattr(each, name) for each in steps] for name in PoolSteps._fields})
     dataset = jobs_dataset(pools, block_bytes=1).map_batches(
         training_rows,  # type: ignore[arg-type]  # ray's type knows no fn_kwargs
         batch_size=1,
-        fn_kwargs={"job": reference},
+        fn_kwargs={"job": reference, "num_workers": num_workers},
         num_cpus=SMALL_TASK_SHARE,
         compute=ray.data.TaskPoolStrategy(size=POOLS_AT_ONCE),
         **ARROW,
@@ -123,10 +121,10 @@ def batches_dataset(job: TrainJob, reference: ray.ObjectRef, steps: Sequence[Poo
     return dataset
 
 
-def batch_layout(job: TrainJob) -> dict[str, tuple[str, tuple[int, ...]]]:
+def batch_layout(job: TrainJob, num_workers: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Columns of a row: name -> dtype and shape of the array that its cell holds."""
     source = job.sources[0]
-    b, t = job.samples_per_row, source.window.num_slots + job.augmentation.max_rewind_steps
+    b, t = job.samples_per_row(num_workers), source.window.num_slots + job.augmentation.max_rewind_steps
     store = source.ingest.store
     layout: dict[str, tuple[str, tuple[int, ...]]] = {
         "index": ("int64", (b,)),
@@ -150,19 +148,19 @@ def unpack_row(row: pa.Table, layout: dict[str, tuple[str, tuple[int, ...]]]) ->
     return {name: np.frombuffer(cells[name], dtype=dtype).reshape(shape) for name, (dtype, shape) in layout.items()}
 
 
-def training_rows(pools: pa.Table, job: ray.ObjectRef) -> Iterator[pa.Table]:
+def training_rows(pools: pa.Table, job: ray.ObjectRef, num_workers: int) -> Iterator[pa.Table]:
     """One pool row in; `num_passes * num_workers` rows out for each of its steps."""
     own: TrainJob = ray.get(job)
-    layout = batch_layout(own)
+    layout = batch_layout(own, num_workers)
     for pool in pools.to_pylist():
-        for number, arrays in enumerate(pool_arrays(own, PoolSteps(**pool))):
-            step, part = divmod(number, own.num_passes * own.num_workers)
+        for number, arrays in enumerate(pool_arrays(own, PoolSteps(**pool), num_workers)):
+            step, part = divmod(number, own.num_passes * num_workers)
             cells = {name: [np.asarray(arrays[name], dtype=dtype).tobytes()] for name, (dtype, _) in layout.items()}
             types = {name: pa.array(cell, type=pa.large_binary()) for name, cell in cells.items()}
             yield pa.table({"step": [pool["step"] + step], "part": [part], **types})
 
 
-def pool_arrays(job: TrainJob, steps: PoolSteps) -> Iterator[dict[str, np.ndarray]]:
+def pool_arrays(job: TrainJob, steps: PoolSteps, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of every pass of every process, for the steps of one pool. Its frames are loaded once."""
     chunk, offset = pool_batches(job.lengths, job.seed, steps.epoch, steps.pool, job.batch_size)
     used = slice(steps.first_batch, steps.first_batch + steps.num_batches)
@@ -174,8 +172,9 @@ def pool_arrays(job: TrainJob, steps: PoolSteps) -> Iterator[dict[str, np.ndarra
             f"count_{head}": np.asarray((samples.lengths[batch] * weight[batch]).sum())
             for head, weight in samples.weights.items()
         }
-        for start in range(first, first + job.batch_size, job.samples_per_row):
-            yield {**gather(samples, slice(start, start + job.samples_per_row), frames), **counts}
+        size = job.samples_per_row(num_workers)
+        for start in range(first, first + job.batch_size, size):
+            yield {**gather(samples, slice(start, start + size), frames), **counts}
 
 
 def make_samples(job: TrainJob, chunk: np.ndarray, offset: np.ndarray, epoch: int) -> Samples:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -119,6 +120,17 @@ def import_deepspeed(device: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def bound_waits(device: str, timeout_s: float) -> None:
+    """Let processes wait for each other no longer than this, in DeepSpeed's collectives as in torch's. To be called by all.
+
+    DeepSpeed makes a group of its own, which has torch's half hour whatever Ray Train's has, and there is no way to tell it.
+    """
+    import_deepspeed(device)
+    from deepspeed.utils import groups
+
+    groups._WORLD_GROUP = torch.distributed.new_group(timeout=timedelta(seconds=timeout_s))
 
 
 def take_step(

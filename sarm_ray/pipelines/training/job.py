@@ -16,10 +16,10 @@ from sarm_ray.model.encoder import encode_texts
 from sarm_ray.pipelines.ingest import IngestReport
 from sarm_ray.pipelines.ingest_plan import ChunkFailure, one_per_chunk
 from sarm_ray.pipelines.rounds import cause_of
-from sarm_ray.pipelines.runtime import call_aside
+from sarm_ray.pipelines.runtime import call_aside, make_aside
 from sarm_ray.pipelines.training.data import TrainJob, check_rows_task
 from sarm_ray.pipelines.training.plan import TrainPlan, training_lengths
-from sarm_ray.pipelines.training.validation import hold_out_task
+from sarm_ray.pipelines.training.validation import hold_out
 
 NUM_PHRASES = 256
 ROWS_PER_CHECK = 256
@@ -84,7 +84,6 @@ def make_job(plan: TrainPlan, config: TrainConfig, left_out: Sequence[frozenset[
         num_texts=len(number),
         num_phrases=NUM_PHRASES,
         batch_size=config.batch_size,
-        num_workers=plan.num_workers,
         num_passes=config.gradient_accumulation_steps,
     )
 
@@ -92,13 +91,14 @@ def make_job(plan: TrainPlan, config: TrainConfig, left_out: Sequence[frozenset[
 def put_held_out(
     reference: ray.ObjectRef, plan: TrainPlan, left_out: Sequence[frozenset[int]], config: TrainConfig
 ) -> ray.ObjectRef | None:
+    """A `HeldOut`, or None where nothing is held out. On the driver's node: any other may be lost during the run."""
     pairs = [
         np.stack([np.full(len(own), number), own], axis=1)
         for number, (source, out) in enumerate(zip(plan.sources, left_out, strict=True))
         for own in [source.chunks(held_out=True, left_out=out)]
     ]
     chunks = np.concatenate(pairs)
-    return hold_out_task.remote(reference, chunks, config.val_frames) if len(chunks) else None
+    return make_aside(hold_out, reference, chunks, config.val_frames) if len(chunks) else None
 
 
 def encode_run_texts(plan: TrainPlan, config: TrainConfig) -> np.ndarray:

@@ -31,7 +31,7 @@ from sarm_ray.pipelines.runtime import prepare_actor
 from sarm_ray.pipelines.stopping import is_stopping
 from sarm_ray.pipelines.training.checkpoints import PRETRAINED, STATE, last_step, step_folder, write_checkpoint
 from sarm_ray.pipelines.training.data import unpack_row
-from sarm_ray.pipelines.training.engine import Engine, gather_state, start_engine, take_step, whole_model
+from sarm_ray.pipelines.training.engine import Engine, bound_waits, gather_state, start_engine, take_step, whole_model
 from sarm_ray.pipelines.training.validation import HeldOut, evaluate
 
 METRICS_FILE = "metrics.jsonl"
@@ -51,7 +51,7 @@ class LoopJob:
         held_out: reference to a `HeldOut`, or None.
         first_step: finished steps; the state of that step's checkpoint is loaded where it is not 0.
         facts: what a run that goes on must have in common.
-        stop_marker: where the run is asked to stop.
+        end_markers: files; where one appears the group writes a checkpoint and ends.
         wandb_id: of the run in wandb. wandb_environment: the driver's settings of wandb, never shown.
     """
 
@@ -69,7 +69,7 @@ class LoopJob:
     held_out: ray.ObjectRef | None
     first_step: int
     facts: dict[str, Any]
-    stop_marker: str
+    end_markers: tuple[str, ...]
     wandb_id: str
     wandb_environment: dict[str, str] = field(repr=False)
 
@@ -112,6 +112,7 @@ def train_loop(options: dict[str, Any]) -> None:
         batch_size=None, batch_format="pyarrow", prefetch_batches=2
     )
     config = job.config
+    bound_waits(job.device, config.collective_timeout_s)
     engine = start_engine(
         start_model(job, state),
         job.heads,
@@ -158,7 +159,7 @@ def run_steps(
     for step in range(job.first_step, config.steps):
         norm = train_step(job, engine, rows, texts, step, rank, interval)
         done = step + 1
-        stopping = _agree(rank == 0 and is_stopping(job.stop_marker), device)
+        stopping = _agree(rank == 0 and any(map(is_stopping, job.end_markers)), device)
         last = done == config.steps
         if last or stopping or done % config.log_freq == 0:
             log({"step": done, **_interval_metrics(job, interval, norm, step)})

@@ -26,7 +26,7 @@ from sarm_ray.pipelines.inputs import (
 from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.training.labels import HeadLabels, read_labels
 from sarm_ray.pipelines.training.networks import model_config, open_parent
-from sarm_ray.pipelines.training.workers import choose_precision, choose_stage, choose_workers
+from sarm_ray.pipelines.training.workers import Workers, choose_precision, choose_stage, choose_workers
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TrainPlan:
         config: LeRobot's config of the model that comes out.
         encoder, normalizer, fps, texts: what the model is fed.
         init_from: checkpoint to start from, or None.
-        num_workers, use_gpu, deepspeed_stage, precision: of the training processes.
+        workers, deepspeed_stage, precision: of the training processes.
         notices: what the user should know.
     """
 
@@ -81,8 +81,7 @@ class TrainPlan:
     encoder: EncoderInfo
     normalizer: StateNormalizer
     init_from: Checkpoint | None
-    num_workers: int
-    use_gpu: bool
+    workers: Workers
     deepspeed_stage: int
     precision: str
     notices: tuple[str, ...]
@@ -153,14 +152,14 @@ def plan_training(config: TrainConfig, cluster: Cluster) -> TrainPlan:
         SarmRayError: naming what does not exist or does not fit, and the way out.
     """
     notices: list[str] = []
-    num_workers, use_gpu = choose_workers(config, cluster)
+    workers = choose_workers(config, cluster)
     datasets = [open_dataset(name, config.revision) for name in config.datasets]
     for dataset in datasets:
         notices += dataset.notices
     rows = [select_episodes(config.episodes, dataset) for dataset in datasets]
     labels = read_labels(datasets, rows, config.annotation_mode)
     encoder = open_encoder(config.encoder)
-    precision = choose_precision(config.precision, cluster, use_gpu)
+    precision = choose_precision(config.precision, cluster, workers.on_gpu)
     rows = _labelled_rows(datasets, rows, labels, notices)
     sources = _plan_sources(config, datasets, rows, encoder, cluster, notices)
     normalizer = _pool_statistics(datasets, config.state_key)
@@ -176,9 +175,8 @@ def plan_training(config: TrainConfig, cluster: Cluster) -> TrainPlan:
         encoder=encoder,
         normalizer=normalizer,
         init_from=init_from,
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        deepspeed_stage=choose_stage(config.deepspeed_stage, num_workers, precision),
+        workers=workers,
+        deepspeed_stage=choose_stage(config.deepspeed_stage, workers.most, precision),
         precision=precision,
         notices=tuple(notices),
     )

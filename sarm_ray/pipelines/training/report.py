@@ -71,9 +71,11 @@ def describe_plan(plan: TrainPlan, config: TrainConfig, cluster: Cluster) -> Non
     rewound = f"up to {model.max_rewind_steps} rewound"
     say(f"window    {window.kind}, {window.num_slots} frames {window.frame_gap} apart, {rewound}")
     say(f"encoder   {plan.encoder.name}, frozen")
-    kind = "GPU" if plan.use_gpu else "CPU"
+    workers = plan.workers
+    kind = "GPU" if workers.on_gpu else "CPU"
+    number = f"{workers.to_begin} to {workers.most}" if workers.settle else f"{workers.most}"
     under = f"DeepSpeed stage {plan.deepspeed_stage}, {plan.precision}"
-    say(f"workers   {plan.num_workers} on {kind}, {under}; the cluster has {cluster.describe()}")
+    say(f"workers   {number} on {kind}, {under}; the cluster has {cluster.describe()}")
     for source in plan.sources:
         data = source.ingest
         missing, needed = (

@@ -6,7 +6,6 @@ Beside the model stand two baselines that need no training: the best constant, a
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 import torch
 
 from sarm_ray.core.probe import fit_probe
@@ -170,6 +169,3 @@ def _baselines(
         "best_constant_mse": float(truth[counted].astype(np.float64).var()),
         "linear_probe_mse": float(((predicted - truth[counted]) ** 2).mean()),
     }
-
-
-hold_out_task = ray.remote(num_cpus=0)(hold_out)

@@ -66,11 +66,11 @@ def steps_of_two_epochs(job: TrainJob) -> list:
     return [each for each in plan_steps(job.lengths, job.seed, BATCH, 0, 1000) if each.epoch < 2]
 
 
-def rows_of(job: TrainJob, steps: list) -> list[dict]:
+def rows_of(job: TrainJob, steps: list, num_workers: int) -> list[dict]:
     """The rows of the chain, in order, on the session's Ray."""
-    layout = batch_layout(job)
+    layout = batch_layout(job, num_workers)
     found = []
-    dataset = batches_dataset(job, ray.put(job), steps)
+    dataset = batches_dataset(ray.put(job), steps, num_workers)
     dataset.context.execution_options.preserve_order = True  # as rows_in_turn has it
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert batch.num_rows == 1
@@ -94,11 +94,11 @@ def seen_by_ranks(job: TrainJob, folder: Path, num_workers: int) -> list[list]:
     folder.mkdir()
     TorchTrainer(
         note_indices,
-        train_loop_config={"layout": batch_layout(job), "folder": str(folder)},
+        train_loop_config={"layout": batch_layout(job, num_workers), "folder": str(folder)},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 0.25}),
         run_config=RunConfig(name="seen", storage_path=str(folder), logging_config=LoggingConfig(log_level="ERROR")),
-        datasets={"train": batches_dataset(job, ray.put(job), steps_of_two_epochs(job))},
+        datasets={"train": batches_dataset(ray.put(job), steps_of_two_epochs(job), num_workers)},
         dataset_config=rows_in_turn(),
     ).fit()
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_workers)]
@@ -106,7 +106,7 @@ def seen_by_ranks(job: TrainJob, folder: Path, num_workers: int) -> list[list]:
 
 @pytest.mark.parametrize(("num_workers", "num_passes"), [(1, 1), (2, 2), (3, 1)])
 def test_each_rank_sees_its_part_of_the_planned_batches(job, tmp_path, num_workers, num_passes):
-    own = replace(job, num_workers=num_workers, num_passes=num_passes)
+    own = replace(job, num_passes=num_passes)
     ranks = seen_by_ranks(own, tmp_path / "group", num_workers)
     num_steps = sum(each.num_batches for each in steps_of_two_epochs(job))
     planned = planned_indices(job)
@@ -154,7 +154,7 @@ def test_what_is_in_a_batch(job):
     assert not (features[0][:50, : features[0].shape[1] // 2] == features[0][:50, features[0].shape[1] // 2 :]).all()
     states = [read_rows(source.ingest.dataset, row, [job.state_key])[job.state_key] for row in range(len(LENGTHS))]
     phrases, unannotated = 0, 0
-    for arrays in (each for steps in steps_of_two_epochs(job)[1:] for each in pool_arrays(job, steps)):
+    for arrays in (each for steps in steps_of_two_epochs(job)[1:] for each in pool_arrays(job, steps, 1)):
         for head, labels in job.labels.items():
             counted = (arrays["lengths"] * arrays[f"weight_{head}"]).sum()
             assert arrays[f"count_{head}"] == counted
@@ -202,7 +202,7 @@ def test_what_is_in_a_batch(job):
 def test_padding_counts_for_nothing(job):
     own = replace(job, batch_size=50)
     (steps,) = plan_steps(own.lengths, own.seed, 50, 0, 4)
-    *_, last = pool_arrays(own, steps)
+    *_, last = pool_arrays(own, steps, 1)
     assert (last["index"] == -1).tolist() == [False] * 30 + [True] * 20
     for head in own.labels:
         assert not last[f"weight_{head}"][30:].any()
@@ -211,9 +211,8 @@ def test_padding_counts_for_nothing(job):
 
 
 def test_going_on_in_the_middle_of_a_pool_gives_the_same_rows(job):
-    own = replace(job, num_workers=2)
-    straight = rows_of(own, plan_steps(own.lengths, own.seed, BATCH, 0, 20))
-    resumed = rows_of(own, plan_steps(own.lengths, own.seed, BATCH, 7, 20))
+    straight = rows_of(job, plan_steps(job.lengths, job.seed, BATCH, 0, 20), 2)
+    resumed = rows_of(job, plan_steps(job.lengths, job.seed, BATCH, 7, 20), 2)
     assert [(row["step"], row["part"]) for row in straight] == [(step, part) for step in range(20) for part in (0, 1)]
     assert len(resumed) == 26
     for ours, theirs in zip(resumed, straight[14:], strict=True):
