@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sarm_ray.config.loading import dump_config, load_config
+from sarm_ray.config.loading import apply_settings, dump_config, load_config
 from sarm_ray.config.score import ScoreConfig
 from sarm_ray.errors import ConfigError
 
@@ -48,3 +48,18 @@ def test_what_is_wrong_is_named(tmp_path, text, flags, words):
 def test_a_file_that_is_not_there():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file or directory"):
         load_config(ScoreConfig, "nowhere.yaml", {})
+
+
+@pytest.mark.parametrize("text", ["1:8", "10:20", "0:10,15", "190:20:30"])
+def test_ranges_are_text_in_yaml_too(tmp_path, text):
+    """YAML 1.1 takes 10:20 for 620, in base 60."""
+    (tmp_path / "score.yaml").write_text(f"dataset: d\nmodel: m\nepisodes: {text}\n")
+    assert load_config(ScoreConfig, str(tmp_path / "score.yaml"), {}).episodes == text
+    assert apply_settings({}, [f"num_workers={text}"]) == {"num_workers": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("12", 12), ("-3", -3), ("1.5", 1.5), ("1e-4", 1e-4), ("0x1f", 31), ("0", 0)]
+)
+def test_numbers_are_numbers(text, value):
+    assert apply_settings({}, [f"x={text}"]) == {"x": value}

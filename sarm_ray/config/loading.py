@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -57,6 +58,27 @@ def load_config(kind: type[Config], file: str | None, flags: dict[str, Any]) -> 
     return _build(kind, values, f"{file}: " if file else "", "")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, in which 1:8 is text. YAML 1.1 takes it for a number in base 60, which is 68."""
+
+
+_EXPONENT = r"(?:[eE][-+][0-9]+)?"
+_NUMBERS = {
+    "int": r"[-+]?(?:0b[01_]+|0[0-7_]*|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$",
+    "float": rf"[-+]?(?:[0-9][0-9_]*\.[0-9_]*{_EXPONENT}|\.[0-9][0-9_]*{_EXPONENT}|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, fits) for tag, fits in known if tag.rpartition(":")[2] not in _NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list("-+0123456789."))
+
+
+def _read(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
 def apply_settings(values: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Flags with `--set KEY=VALUE` put in: dotted keys reach into options, values are YAML, and 1e-4 is a number.
 
@@ -75,7 +97,7 @@ def apply_settings(values: dict[str, Any], settings: Sequence[str]) -> dict[str,
             place[step] = dict(inside)
             place = place[step]
         try:
-            place[name] = yaml.safe_load(text)
+            place[name] = _read(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {key}: {text!r} is not YAML") from None
         if isinstance(place[name], str):
@@ -117,7 +139,7 @@ def read_yaml(file: str) -> dict[str, Any]:
         ConfigError: unreadable, or no mapping.
     """
     try:
-        raw = yaml.safe_load(Path(file).read_text())
+        raw = _read(Path(file).read_text())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 """What `sarm-ray score` does."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +74,9 @@ class ScoreConfig:
         check_cameras(self.image_keys)
 
     def _check_follow(self) -> None:
-        require(self.follow is not None and self.follow > 0, f"follow takes seconds above 0, not {self.follow}")
+        require(
+            self.follow is not None and 0 < self.follow < math.inf, f"follow takes seconds above 0, not {self.follow}"
+        )
         for name in ("episodes", "push_to_hub", "revision"):
             option = f"--{name.replace('_', '-')}"
             require(

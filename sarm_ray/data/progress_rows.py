@@ -141,6 +141,8 @@ def _alternate(ours: Iterator[pa.Table], theirs: Iterator[pa.Table]) -> Iterator
         table = held[lower]
         assert table is not None
         num_rows = int(pc.sum(pc.less(table["index"], begins[1 - lower])).as_py())
+        if not num_rows:
+            raise DatasetError(f"two episodes have rows with the index {begins[0]}; correct dataset_from_index")
         yield table.slice(0, num_rows)
         rest = table.slice(num_rows)
         held[lower] = rest if rest.num_rows else next(streams[lower], None)

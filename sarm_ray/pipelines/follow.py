@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from sarm_ray.config.score import ScoreConfig
-from sarm_ray.console import say, tell
+from sarm_ray.console import first_line, say, tell
 from sarm_ray.core.looks import Watched, note, take_look
 from sarm_ray.data import progress_io, storage
 from sarm_ray.data.dataset_folders import digest_files
@@ -270,13 +270,13 @@ def _score_round(own: Follower, ready: Sequence[Ready]) -> None:
         _score_together(own, ready)
     except (RunInterruptedError, CheckpointError, EncoderError):
         raise
-    except SarmRayError as error:
+    except (SarmRayError, ray.exceptions.RayError, OSError) as error:
         if len(ready) > 1:
             for each in ready:
                 _score_round(own, [each])
             return
-        passing = isinstance(error, (StoreError, OutputExistsError))
-        _note(own, ready[0][0], "left", str(error), settled=not passing)
+        passing = not isinstance(error, SarmRayError) or isinstance(error, (StoreError, OutputExistsError))
+        _note(own, ready[0][0], "left", first_line(error), settled=not passing)
 
 
 def _score_together(own: Follower, ready: Sequence[Ready]) -> None:

@@ -17,7 +17,14 @@ from sarm_ray.data.wholeness import unfinished_files, unfinished_totals
 from sarm_ray.errors import ConfigError, DatasetError
 from sarm_ray.pipelines.inputs import choose_cameras, choose_normalizer
 from sarm_ray.pipelines.runtime import Cluster
-from sarm_ray.pipelines.score_facts import FINGERPRINT, STATISTICS, describe_options, describe_statistics, fingerprint
+from sarm_ray.pipelines.score_facts import (
+    FINGERPRINT,
+    STATISTICS,
+    describe_inputs,
+    describe_options,
+    describe_statistics,
+    fingerprint,
+)
 from sarm_ray.pipelines.score_plan import NO_EPISODES, ScoreModel, ScorePlan, ScoreTarget, plan_score
 
 
@@ -150,15 +157,19 @@ def _examine(
 ) -> Verdict:
     keys = choose_cameras(_as_if_whole(dataset), config.image_keys, model.checkpoint, [])
     stamp = _stamp_of(found.output)
-    record, remark = _read_record(found.output, config, model)
+    wanted = {
+        **describe_options(config, model.checkpoint, model.encoder),
+        **describe_inputs(config, keys, model.checkpoint, model.encoder, cluster),
+    }
+    record, remark = _read_record(found.output, wanted, config, model)
     todo, kept = _split_episodes(dataset, record, keys)
-    if len(todo):
-        reason = unfinished_totals(dataset) or unfinished_files(dataset, keys, todo, sound)
-        if reason:
-            return Verdict(waits_for=reason)
+    if len(todo) and (reason := unfinished_totals(dataset)):
+        return Verdict(waits_for=reason)
     if record is not None and _has_moved(dataset, record, config, model):
         remark = "all anew, by the statistics of the states that it has now"
         todo, kept = np.arange(len(dataset.length)), NO_EPISODES
+    if len(todo) and (reason := unfinished_files(dataset, keys, todo, sound)):
+        return Verdict(waits_for=reason)
     if not len(todo):
         return Verdict()
     chosen = replace(config, image_key=list(keys))
@@ -172,15 +183,20 @@ def _as_if_whole(dataset: Dataset) -> Dataset:
     return replace(dataset, files={path: "" for files in named for path in files.paths})
 
 
-def _read_record(output: str, config: ScoreConfig, model: ScoreModel) -> tuple[ScoredEpisodes | None, str]:
+def _read_record(
+    output: str, wanted: dict[str, str], config: ScoreConfig, model: ScoreModel
+) -> tuple[ScoredEpisodes | None, str]:
     """What the output that is there holds, None where it does not count; and what becomes of one that does not.
+
+    Args:
+        output: its place. wanted: its metadata, were it made now. config, model: of the follower.
 
     Raises:
         DatasetError: it is no progress file, or one of another model or other options, and may not be replaced.
     """
     try:
         record = read_scored_episodes(output)
-        other = None if record is None else _difference(record, config, model)
+        other = None if record is None else _difference(record, wanted, config, model)
     except DatasetError:
         if not config.overwrite:
             raise
@@ -190,9 +206,9 @@ def _read_record(output: str, config: ScoreConfig, model: ScoreModel) -> tuple[S
     return (None, f"in place of an output that is {other}") if other else (record, "")
 
 
-def _difference(record: ScoredEpisodes, config: ScoreConfig, model: ScoreModel) -> str | None:
-    """In what an output was made otherwise than it would be now."""
-    there, wanted = record.metadata, describe_options(config, model.checkpoint, model.encoder)
+def _difference(record: ScoredEpisodes, wanted: dict[str, str], config: ScoreConfig, model: ScoreModel) -> str | None:
+    """In what an output was made otherwise than it would be now. Outputs of earlier versions record less."""
+    there = record.metadata
     by = "model_weights" if "model_weights" in there else "reward_model_path"
     if there.get(by) != wanted[by]:
         return f"by another model ({there.get('reward_model_path', 'unknown')})"
@@ -201,6 +217,9 @@ def _difference(record: ScoredEpisodes, config: ScoreConfig, model: ScoreModel) 
     for key in ("head_mode", "stride", "live"):
         if there.get(key) != wanted[key]:
             return f"of {key.replace('_', ' ')} {there.get(key, 'unknown')}, not {wanted[key]}"
+    for key in ("cameras", "state_key", "task", "precision", "encoder_weights"):
+        if there.get(key, wanted[key]) != wanted[key]:
+            return f"of {key.replace('_', ' ')} {there[key] or 'none'}, not {wanted[key] or 'none'}"
     if STATISTICS in there:
         said = there[STATISTICS].partition("-")[0]
         own = model.checkpoint.normalizer if config.state_stats != "dataset" else None

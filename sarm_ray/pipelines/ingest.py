@@ -96,7 +96,7 @@ def ingest(datasets: Sequence[Sequence[IngestPlan]], cluster: Cluster, stop: Sto
             report.failures[dataset].append(failure)
 
     info = plans[0].encoder
-    files = carry_files(info.folder, ENCODER_FILES, info.weights) if info.folder else None
+    files = carry_files(info.folder, ENCODER_FILES, cluster) if info.folder else None
     lost = work_through(
         todo, lambda todo, alone: encode_pipeline(plans, cluster, todo, stop.marker, alone, files), record, stop, quiet
     )

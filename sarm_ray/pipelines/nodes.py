@@ -17,6 +17,8 @@ ROLE = "sarm-ray/role"
 GROWTH = 8
 
 
+DRAINED_IDLE = 4  # NodeDeathInfo.AUTOSCALER_DRAIN_IDLE: it held nothing that could be lost
+
 VERDICT_S = 120.0  # by then Ray has given up a node that fell silent: five questions of at most 13 seconds each
 
 
@@ -30,6 +32,7 @@ class Cluster:
         bf16: whether that hardware has bfloat16 instructions.
         growth: to how many times of that pools may grow, with nodes that join while it runs.
         tells_pools: whether the user is told of actors that come and go.
+        joined: whether it was there before the run, so that nodes may come which know nothing of this machine's disk.
     """
 
     num_cpus: int
@@ -38,6 +41,7 @@ class Cluster:
     bf16: bool
     growth: int = 1
     tells_pools: bool = False
+    joined: bool = False
 
     @property
     def num_actors(self) -> int:
@@ -64,8 +68,8 @@ def lost_nodes(gone_before: Set[str]) -> list[str]:
         there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
         asked = [ask.options(scheduling_strategy=strategy).remote() for strategy in there]
         ray.wait(asked, num_returns=len(asked), timeout=VERDICT_S)
-    nodes = [node for node in ray.nodes() if not node["Alive"] and node["NodeID"] not in gone_before]
-    return sorted(node["NodeManagerAddress"] for node in nodes)
+    gone = [node for node in ray.nodes() if not node["Alive"] and node["NodeID"] not in gone_before]
+    return sorted(node["NodeManagerAddress"] for node in gone if node["DeathReason"] != DRAINED_IDLE)
 
 
 def _here() -> None: ...
@@ -97,7 +101,13 @@ def survey(quiet: bool = False) -> Cluster:
     probe = ray.remote(_has_bf16).options(num_cpus=0, num_gpus=1 if num_gpus else 0, **prefer("gpu"))
     bf16 = ray.get(probe.remote())
     return Cluster(
-        num_cpus, num_gpus, "cuda" if num_gpus else "cpu", bf16, GROWTH if several else 1, not quiet and several
+        num_cpus,
+        num_gpus,
+        device="cuda" if num_gpus else "cpu",
+        bf16=bf16,
+        growth=GROWTH if several else 1,
+        tells_pools=several and not quiet,
+        joined=several,
     )
 
 

@@ -85,18 +85,19 @@ def _work_through_wave(
     attempt, barren = 1, 0
     while True:
         gone_before = node_ids(alive=False)
-        reported, error = _run_round(todo, pipeline, record, stop, attempt)
+        reported, error = _run_round(todo, pipeline, record, stop, attempt, alone=attempt > 1 or barren > 0)
         barren = 0 if reported.any() else barren + 1
         todo = todo[~reported]
         if stop.requested or not len(todo):
             return todo[:0]
         left = f"{len(todo):,} {noun}{'s' if len(todo) > 1 else ''}"
-        if (lost := lost_nodes(gone_before)) and barren < MAX_BARREN_ROUNDS:
+        lost = lost_nodes(gone_before)
+        if lost and barren < MAX_BARREN_ROUNDS:
             if not quiet:
                 which = f"node{'s' if len(lost) > 1 else ''} {name_list(lost)}"
                 tell([f"lost {which}, and {left} with it; done again by the nodes that are there"])
             continue
-        if error is not None:
+        if error is not None and not lost:
             raise error
         attempt += 1
         if attempt > MAX_ATTEMPTS:
@@ -111,19 +112,22 @@ def _run_round(
     record: Callable[[dict[str, Any], int], None],
     stop: Stop,
     attempt: int,
+    alone: bool,
 ) -> tuple[np.ndarray, ray.exceptions.RayError | None]:
     """Run the pipeline once: which of the chunks have reported, (N,) bool, and what of Ray's own ended it too early."""
     reported, error = np.zeros(len(todo), dtype=bool), None
     keys = _keys(todo)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # see runtime.ONE_TASK_ATTEMPT
-        dataset = pipeline(todo, attempt > 1)
+        dataset = pipeline(todo, alone)
     with stop.draining(), contextlib.closing(stream_rows(dataset)) as rows:
         try:
             for row in rows:
                 reported[np.searchsorted(keys, _keys(np.array([[row["dataset"], row["chunk"]]])))] = True
                 record(row, attempt)
         except ray.exceptions.RayError as failure:
+            if _is_of_code(failure):
+                raise
             error = failure
     del dataset, rows
     gc.collect()  # Ray Data keeps statistics of every block, in cycles that the next pipeline need not find here
@@ -179,10 +183,14 @@ def _raise_first(errors: list[BaseException]) -> None:
     A task that failed because its input went with the node that had made it is no error of code either.
     """
     for error in errors:
-        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        if isinstance(cause, UserCodeException) or not isinstance(cause, ray.exceptions.RayError):
+        if _is_of_code(error):
             raise cause_of(error)
     errors.clear()
+
+
+def _is_of_code(error: BaseException) -> bool:
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return isinstance(cause, UserCodeException) or not isinstance(cause, ray.exceptions.RayError)
 
 
 def _forget_frames(error: BaseException) -> None:

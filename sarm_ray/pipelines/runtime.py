@@ -9,6 +9,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ def connect(address: str | None, quiet: bool = False) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield survey(quiet)
         return
+    joins = bool(address or os.environ.get("RAY_ADDRESS"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _share_heaps()
     with divert_native_stderr():
-        if address or os.environ.get("RAY_ADDRESS"):
+        if joins:
             try:
                 ray.init(address=address, logging_level=logging.ERROR)
             except (ConnectionError, ValueError) as error:
@@ -77,7 +79,7 @@ def connect(address: str | None, quiet: bool = False) -> Iterator[Cluster]:
             _start_local()
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
-            yield survey(quiet)
+            yield replace(survey(quiet), joined=joins)
         finally:
             ray.shutdown()
 

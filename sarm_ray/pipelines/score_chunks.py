@@ -83,8 +83,7 @@ def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quie
     if not len(todo) or stop.requested:
         return scoring
     progress = Progress("score", count_todo(plans, todo), quiet)
-    checkpoint = plans[0].checkpoint
-    files = carry_files(checkpoint.folder, CHECKPOINT_FILES, checkpoint.weights)
+    files = carry_files(plans[0].checkpoint.folder, CHECKPOINT_FILES, cluster)
     job = make_aside(make_score_job, plans, files, cluster, todo, stop.marker)
 
     def record(status: dict, attempt: int) -> None:

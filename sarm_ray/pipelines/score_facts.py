@@ -11,6 +11,7 @@ from sarm_ray.config.score import ScoreConfig
 from sarm_ray.data.lerobot import Dataset
 from sarm_ray.model.checkpoint import Checkpoint, StateNormalizer
 from sarm_ray.model.encoder import EncoderInfo
+from sarm_ray.pipelines.nodes import Cluster
 
 FINGERPRINT = "dataset_fingerprint"
 STATISTICS = "state_stats"
@@ -27,6 +28,29 @@ def describe_options(config: ScoreConfig, checkpoint: Checkpoint, encoder: Encod
         "stride": str(config.stride),
         "live": str(config.live).lower(),
     }
+
+
+def describe_inputs(
+    config: ScoreConfig, cameras: Sequence[str], checkpoint: Checkpoint, encoder: EncoderInfo, cluster: Cluster
+) -> dict[str, str]:
+    """More of it: what the model looked at, and how it was computed."""
+    return {
+        "cameras": json.dumps(list(cameras)),
+        "state_key": state_key_of(config, checkpoint),
+        "task": config.task or "",
+        "precision": precision_of(config, cluster),
+        "encoder_weights": encoder.weights[:16],
+    }
+
+
+def state_key_of(config: ScoreConfig, checkpoint: Checkpoint) -> str:
+    """The state that is scored with: as asked for, else the checkpoint's."""
+    return config.state_key or checkpoint.config.state_key
+
+
+def precision_of(config: ScoreConfig, cluster: Cluster) -> str:
+    """`fp32` or `bf16`: as asked for, else what the hardware has."""
+    return config.precision if config.precision != "auto" else ("bf16" if cluster.bf16 else "fp32")
 
 
 def describe_statistics(normalizer: StateNormalizer, source: str) -> str:

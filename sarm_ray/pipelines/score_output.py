@@ -67,6 +67,12 @@ def _write_probabilities(plan: ScorePlan, new_tables: Callable[[], Iterator[pa.T
         )
 
 
+def _without_probabilities(names: list[str], first: int, length: int) -> pa.Table:
+    """Rows of an episode whose probabilities nobody wrote down."""
+    nothing = pa.nulls(length, pa.list_(pa.float32()))
+    return pa.table({names[0]: np.arange(first, first + length), **dict.fromkeys(names[1:], nothing)})
+
+
 def _with_kept(
     plan: ScorePlan,
     location: str | None,
@@ -90,9 +96,7 @@ def _with_kept(
         return new
     wanted = (table.select(names) for table in new)
     if location is None:
-        index = np.repeat(first - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-        nothing = pa.nulls(len(index), pa.list_(pa.float32()))
-        kept = iter([pa.table({name: nothing if number else index for number, name in enumerate(names)})])
+        kept = (_without_probabilities(names, *episode) for episode in zip(first, lengths, strict=True))
     else:
         kept = (table.rename_columns(names) for table in kept_rows(location, stored or names, first, lengths))
     return merge_by_index(kept, wanted)

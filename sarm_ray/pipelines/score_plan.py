@@ -45,9 +45,12 @@ from sarm_ray.pipelines.runtime import Cluster
 from sarm_ray.pipelines.score_facts import (
     FINGERPRINT,
     STATISTICS,
+    describe_inputs,
     describe_options,
     describe_statistics,
     fingerprint,
+    precision_of,
+    state_key_of,
 )
 
 NO_EPISODES = np.zeros(0, dtype=np.int64)
@@ -218,15 +221,12 @@ def plan_score(
     dataset, checkpoint, encoder, rows = target.dataset, model.checkpoint, model.encoder, target.rows
     notices = [*told, *dataset.notices]
     keys = choose_cameras(dataset, config.image_keys, checkpoint, notices)
-    empty = [key for key in dataset.cameras if key not in keys and not has_files(dataset, key)]
-    if empty:
-        declared = f"meta/info.json declares {name_list(empty)}, of which there are no files"
-        notices.append(f"{declared}; {name_list(keys)} {'is' if len(keys) == 1 else 'are'} scored")
+    notices += _notice_of_empty(dataset, keys)
     fetch_files(dataset, rows)
-    state_key = config.state_key or checkpoint.config.state_key
+    state_key = state_key_of(config, checkpoint)
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
     window = replace(choose_window(dataset, checkpoint, notices), live=config.live)
-    precision = config.precision if config.precision != "auto" else ("bf16" if cluster.bf16 else "fp32")
+    precision = precision_of(config, cluster)
     cameras = plan_cameras(
         dataset,
         keys,
@@ -259,6 +259,7 @@ def plan_score(
         kept=target.kept,
         metadata={
             **describe_options(config, checkpoint, encoder),
+            **describe_inputs(config, keys, checkpoint, encoder, cluster),
             STATISTICS: describe_statistics(normalizer, state_source),
             FINGERPRINT: made_from,
         },
@@ -266,6 +267,12 @@ def plan_score(
         push_to=target.push_to,
         notices=tuple(notices),
     )
+
+
+def _notice_of_empty(dataset: Dataset, keys: Sequence[str]) -> list[str]:
+    empty = [key for key in dataset.cameras if key not in keys and not has_files(dataset, key)]
+    declared = f"meta/info.json declares {name_list(empty)}, of which there are no files"
+    return [f"{declared}; {name_list(keys)} {'is' if len(keys) == 1 else 'are'} scored"] if empty else []
 
 
 def refuse_finished(plan: ScorePlan, config: ScoreConfig) -> None:

@@ -67,7 +67,7 @@ def train(config: TrainConfig, quiet: bool = False) -> TrainReport:
     config = replace(config, output_dir=str(Path(config.output_dir).expanduser().absolute()))
     if not config.resume:
         refuse_used(config.output_dir)
-    with connect(config.address) as cluster:
+    with connect(config.address, quiet) as cluster:
         plan = plan_training(config, cluster)
         facts = _facts(config, plan)
         _check_resumed(config, facts)

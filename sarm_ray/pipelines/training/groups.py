@@ -20,10 +20,11 @@ from sarm_ray.console import tell
 from sarm_ray.core.order import plan_steps
 from sarm_ray.data import storage
 from sarm_ray.errors import TrainingError, name_list
+from sarm_ray.pipelines.nodes import lost_nodes, node_ids
 from sarm_ray.pipelines.stopping import MARKER_PREFIX, Stop
 from sarm_ray.pipelines.training.checkpoints import last_step, mend_links
 from sarm_ray.pipelines.training.data import TrainJob, batch_layout, batches_dataset
-from sarm_ray.pipelines.training.group import Death, fit_group, resources_per_worker
+from sarm_ray.pipelines.training.group import fit_group, resources_per_worker
 from sarm_ray.pipelines.training.job import encode_run_texts
 from sarm_ray.pipelines.training.loop import METRICS_FILE, LoopJob
 from sarm_ray.pipelines.training.placing import asked_for_more, is_started, known_groups, place
@@ -33,9 +34,6 @@ from sarm_ray.pipelines.training.workers import Workers
 
 # Lost nodes are nobody's fault and do not count as failures, but a training that takes its node down with it must end too.
 MAX_LOSSES = 20
-
-# Processes notice at once that a peer is gone, Ray that a node is: 15 s in its own settings (5 health checks, 3 s apart).
-NEWS_S = 20.0
 
 LOOK_S = 5.0
 
@@ -73,7 +71,7 @@ def train_to_the_end(
         dataset = batches_dataset(
             reference, plan_steps(job.lengths, config.seed, config.batch_size, first_step, config.steps), num_workers
         )
-        nodes = _nodes()
+        gone_before = node_ids(alive=False)
         with stop.draining(), Watch(plan.workers, num_workers, config) as watch:
             own = replace(
                 loop_job,
@@ -90,7 +88,7 @@ def train_to_the_end(
                     "give an --output-dir on a disk that all nodes share"
                 )
             continue
-        lost = _lost_nodes(death, nodes)
+        lost = lost_nodes(gone_before)
         of_node = death.of == "node" or bool(lost)
         losses, failures = losses + of_node, failures + (not of_node)
         if failures > config.max_failures or losses > MAX_LOSSES:
@@ -100,7 +98,7 @@ def train_to_the_end(
             died = (
                 f"a training process died ({death.how}); going on from step {step}, {failures} of {config.max_failures}"
             )
-            gone = name_list(sorted(lost)) if lost else death.how
+            gone = name_list(lost) if lost else death.how
             tell([f"a node was lost ({gone}); going on from step {step}" if of_node else died])
 
 
@@ -187,24 +185,6 @@ def _loop_job(held_out: ray.ObjectRef | None, plan: TrainPlan, config: TrainConf
 def _tell_of_size(most: int, num_workers: int, first_step: int) -> None:
     room = f"{num_workers} of {most} training processes can be placed"
     tell([f"{room}; {f'going on with {num_workers} from step {first_step}' if first_step else 'beginning with these'}"])
-
-
-def _lost_nodes(death: Death, before: dict[str, str]) -> list[str]:
-    """Names of nodes that went during the life of a group.
-
-    Args:
-        death: of the group. Where it does not tell what died, Ray is given the time to find out.
-        before: nodes when it began, see `_nodes`.
-    """
-    deadline = time.monotonic() + (NEWS_S if death.of == "unknown" else 0)
-    while not (lost := [before[node] for node in before.keys() - _nodes().keys()]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return lost
-
-
-def _nodes() -> dict[str, str]:
-    """Nodes that Ray takes to be alive: id -> name."""
-    return {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
 def _leaving_nodes() -> frozenset[str]:
