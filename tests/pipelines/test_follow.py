@@ -236,6 +236,11 @@ def test_outputs_of_other_options_are_left_and_with_overwrite_replaced_once(mode
         ("none", "by the statistics of the checkpoint, "),
     ):
         assert reason in run_here(*arguments(folder, models[name]), "--dry-run").stderr
+    for options, reason in (
+        (["--task", "fold"], "is of task none, not fold; replace it with --overwrite"),
+        (["--precision", "bf16"], "is of precision fp32, not bf16; replace it with --overwrite"),
+    ):
+        assert reason in run_here(*arguments(folder, models["own"], *options), "--dry-run").stderr
     replaced = follow_here([*other, "--overwrite"], lambda: not before.items() & outputs(folder).items())
     assert replaced.exit_code == 0, replaced.output
     assert len(said_of(replaced.stderr, "scored")) == 2
