@@ -24,7 +24,7 @@ slow: venv   # the whole demo on five seeds: half an hour and more
 	$(BIN)/python -m pytest -m slow
 
 test-cluster: venv   # hosts in network namespaces: needs root and iproute2; an hour
-	$(BIN)/python -m pytest -m cluster tests/cluster
+	$(BIN)/python -m pytest -m cluster
 
 lint: venv
 	$(BIN)/ruff check .

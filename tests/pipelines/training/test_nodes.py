@@ -15,7 +15,7 @@ from tests.pipelines.runs import CLIP_TINY, needs_parity
 from tests.pipelines.training.nodes import Node, Nodes, cluster
 from tests.pipelines.training.tiny import DATASET, assert_same_run, curve, train_here
 
-pytestmark = needs_parity
+pytestmark = [pytest.mark.cluster, needs_parity]
 
 STEPS = 60  # rounding grows by the step: 1e-5 of the gradient norm after 60, 2e-4 after 120
 LOSS, WEIGHTS = 1e-4, 2e-5
