@@ -227,21 +227,7 @@ def plan_score(
     normalizer, state_source = choose_normalizer(config.state_stats, dataset, checkpoint, state_key, notices)
     window = replace(choose_window(dataset, checkpoint, notices), live=config.live)
     precision = precision_of(config, cluster)
-    cameras = plan_cameras(
-        dataset,
-        keys,
-        encoder,
-        precision=precision if encoder.bf16 else "fp32",
-        dtype="float32" if config.precision == "fp32" else "float16",
-        rows=rows,
-        stride=config.stride,
-        window=window,
-        cache=config.cache,
-    )
-    for camera in cameras:
-        _check_sources(camera, notices)
-    if config.stride > 1:
-        _advise_stride(cameras[0], config.stride, window, notices)
+    cameras = _plan_features(config, target, keys, encoder, precision, window, notices)
     made_from = fingerprint(dataset, np.union1d(rows, target.kept), [(own.layout, own.source) for own in cameras])
     return ScorePlan(
         cameras=cameras,
@@ -267,6 +253,34 @@ def plan_score(
         push_to=target.push_to,
         notices=tuple(notices),
     )
+
+
+def _plan_features(
+    config: ScoreConfig,
+    target: ScoreTarget,
+    keys: Sequence[str],
+    encoder: EncoderInfo,
+    precision: str,
+    window: Window,
+    notices: list[str],
+) -> tuple[IngestPlan, ...]:
+    """The features that are needed of each camera."""
+    cameras = plan_cameras(
+        target.dataset,
+        keys,
+        encoder,
+        precision=precision if encoder.bf16 else "fp32",
+        dtype="float32" if config.precision == "fp32" else "float16",
+        rows=target.rows,
+        stride=config.stride,
+        window=window,
+        cache=config.cache,
+    )
+    for camera in cameras:
+        _check_sources(camera, notices)
+    if config.stride > 1:
+        _advise_stride(cameras[0], config.stride, window, notices)
+    return cameras
 
 
 def _notice_of_empty(dataset: Dataset, keys: Sequence[str]) -> list[str]:

@@ -1,10 +1,23 @@
-"""Measured times of the cluster's tests, told at the end: README's table of faults comes from it."""
+"""What the cluster's runs are compared with, and their times, told at the end: README's table of faults comes from them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.cluster.faults import scoring
+from tests.pipelines.runs import sarm_ray
+
 MEASURED: list[tuple[str, float, float | None]] = []
+
+
+@pytest.fixture(scope="session")
+def one_node(tmp_path_factory) -> Path:
+    """The scores of one machine to which nothing happened."""
+    folder = tmp_path_factory.mktemp("one_node")
+    run = sarm_ray(*scoring(folder))
+    assert run.returncode == 0, run.stderr
+    return folder / "out.parquet"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ Real Ray on hosts with addresses of their own; a host that is killed loses all i
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,17 +21,9 @@ from tests.cluster.faults import (
     strike,
 )
 from tests.cluster.hosts import HEAD, TestCluster, cluster, needs_hosts, wait_for
-from tests.pipelines.runs import needs_parity, sarm_ray
+from tests.pipelines.runs import needs_parity
 
 pytestmark = [pytest.mark.cluster, needs_hosts, needs_parity]
-
-
-@pytest.fixture(scope="module")
-def one_node(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("one_node")
-    run = sarm_ray(*scoring(folder))
-    assert run.returncode == 0, run.stderr
-    return folder / "out.parquet"
 
 
 @pytest.fixture(scope="module")

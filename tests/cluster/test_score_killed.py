@@ -1,20 +1,10 @@
 """One score on a head and two hosts, one of which is killed; the rest of the faults: `make test-cluster`."""
 
-import pytest
-
 from tests.cluster.faults import NUM_FRAMES, assert_scored, scoring, start, strike
 from tests.cluster.hosts import cluster, needs_hosts
-from tests.pipelines.runs import needs_parity, sarm_ray
+from tests.pipelines.runs import needs_parity
 
 pytestmark = [needs_hosts, needs_parity]
-
-
-@pytest.fixture(scope="module")
-def one_node(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one_node")
-    run = sarm_ray(*scoring(folder))
-    assert run.returncode == 0, run.stderr
-    return folder / "out.parquet"
 
 
 def test_a_host_killed_while_it_encodes(one_node, measured):

@@ -3,26 +3,17 @@
 import random
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.faults import assert_scored, driver_of, scoring, start
 from tests.cluster.hosts import TestCluster, cluster, needs_hosts
-from tests.pipelines.runs import needs_parity, sarm_ray
+from tests.pipelines.runs import needs_parity
 
 pytestmark = [pytest.mark.cluster, needs_hosts, needs_parity]
 
 WORKERS = (2, 3, 4)
 MOST_S = 600
-
-
-@pytest.fixture(scope="module")
-def one_node(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("one_node")
-    run = sarm_ray(*scoring(folder))
-    assert run.returncode == 0, run.stderr
-    return folder / "out.parquet"
 
 
 @pytest.fixture(scope="module")

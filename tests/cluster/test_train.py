@@ -31,7 +31,7 @@ def training(folder: Path, cache: Path, *more: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def one_node(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one_node")
     run = sarm_ray(*training(folder / "run", folder / "features"))
     assert run.returncode == 0, run.stderr
@@ -45,12 +45,12 @@ def hosts() -> Iterator[TestCluster]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(hosts, one_node, measured) -> float:
+def undisturbed(hosts, trained, measured) -> float:
     """Seconds of a run to which nothing happens, features being there."""
     for name in ("first", "undisturbed"):
         code, said, seconds = start(hosts, name, *training(hosts.folder / name, hosts.folder / "features")).end()
         assert code == 0, said
-        assert_same_run(hosts.folder / name, one_node, LOSS, WEIGHTS)
+        assert_same_run(hosts.folder / name, trained, LOSS, WEIGHTS)
     measured("train, nothing happens", seconds, None)
     return seconds
 
@@ -62,7 +62,7 @@ def begin(hosts: TestCluster, name: str) -> tuple[Run, int]:
     return run, wait_for(at_work(hosts, "training", (3, 2)), run.ended, what="training")
 
 
-def test_a_host_is_killed_and_another_one_comes(hosts, undisturbed, one_node, measured):
+def test_a_host_is_killed_and_another_one_comes(hosts, undisturbed, trained, measured):
     run, victim = begin(hosts, "killed")
     hosts.kill(victim)
     wait_for(lambda: "a node was lost" in run.said(), run.ended, what="the loss")
@@ -70,16 +70,16 @@ def test_a_host_is_killed_and_another_one_comes(hosts, undisturbed, one_node, me
     code, said, seconds = run.end()
     assert code == 0, said
     assert max(curve(hosts.folder / "killed")) == STEPS
-    assert_same_run(hosts.folder / "killed", one_node, LOSS, WEIGHTS)
+    assert_same_run(hosts.folder / "killed", trained, LOSS, WEIGHTS)
     measured("train, a host killed", seconds, undisturbed)
 
 
-def test_a_cable_is_out_for_thirty_seconds(hosts, undisturbed, one_node, measured):
+def test_a_cable_is_out_for_thirty_seconds(hosts, undisturbed, trained, measured):
     run, victim = begin(hosts, "cut")
     hosts.cut(victim)
     time.sleep(30)
     hosts.plug(victim)
     code, said, seconds = run.end()
     assert code == 0, said
-    assert_same_run(hosts.folder / "cut", one_node, LOSS, WEIGHTS)
+    assert_same_run(hosts.folder / "cut", trained, LOSS, WEIGHTS)
     measured("train, a cable out for 30 s", seconds, undisturbed)
