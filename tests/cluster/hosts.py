@@ -9,6 +9,7 @@ Nothing of it reaches any other address. Root and iproute2 are needed; processes
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ HEAD, USER, STORE = 1, 100, 200
 DASHBOARD = f"http://10.77.0.{HEAD}:8265"
 CLONE_NEWNET = 0x40000000  # from Linux' sched.h
 
+NUMBERS = itertools.count()  # of clusters of this process
 T = TypeVar("T")
 
 
@@ -73,7 +75,7 @@ class Hosts:
 
     def __init__(self, folder: Path, environment: dict[str, str]):
         self.folder, self.environment = folder, environment
-        self.prefix = f"sr{os.getpid()}-"
+        self.prefix = f"sr{os.getpid()}-{next(NUMBERS)}-"
         self.numbers: set[int] = set()
         self.bridge = f"{self.prefix}bridge"
         names = [f"{address(number)} host{number}\n" for number in range(1, 255)]

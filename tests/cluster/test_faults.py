@@ -20,7 +20,7 @@ from tests.cluster.faults import (
     start,
     strike,
 )
-from tests.cluster.hosts import HEAD, TestCluster, cluster, needs_hosts, wait_for
+from tests.cluster.hosts import TestCluster, cluster, needs_hosts, wait_for
 from tests.pipelines.runs import needs_parity
 
 pytestmark = [pytest.mark.cluster, needs_hosts, needs_parity]
@@ -75,30 +75,6 @@ def test_the_driver_is_killed(hosts, undisturbed, one_node, measured):
     assert 0 < held < NUM_FRAMES
     assert (summary["num_cached"], summary["num_decoded"]) == (held, NUM_FRAMES - held)
     measured("score, the driver killed while encoding, and the same line again", first_s + second_s, undisturbed)
-
-
-def test_the_head_is_killed(one_node, measured):
-    """All that Ray knew is gone. What was finished is not, and the same line goes on once there is a head again."""
-    with cluster() as hosts:
-        folder = hosts.folder / "head"
-        run = start(hosts, "head", *scoring(folder))
-        wait_for(lambda: list(folder.glob("features/*/*/*/[!.]*.parquet")), run.ended, what="a part")
-        began = time.monotonic()
-        for number in (HEAD, 2, 3):  # the workers would notice within a minute, and end themselves
-            hosts.kill(number)
-        hosts.start_head()
-        for number in (2, 3):
-            hosts.start_worker(number)
-        code, said, _ = run.end()
-        assert code == 75, said
-        assert said.endswith(" was lost with its head; the same line goes on where it was\n")
-        code, said, _ = start(hosts, "head_again", *scoring(folder)).end()
-        assert code == 0, said
-        assert assert_scored(folder, one_node)["num_cached"] > 0
-        measured(
-            "score, from the death of the head to the end of the same line, head and hosts anew",
-            time.monotonic() - began,
-        )
 
 
 @pytest.mark.parametrize("work", ["encoding", "scoring"])
@@ -178,23 +154,3 @@ def test_a_host_that_joins_is_used(hosts, undisturbed, one_node):
     assert_scored(hosts.folder / "joined", one_node)
     assert "pool      encode: 1 actor (+1)\n" in said
     assert "pool      encode: 2 actors (+1)\n" in said
-
-
-def test_roles(one_node):
-    """Labels say where to decode and where the networks run."""
-    with cluster(workers=()) as hosts:
-        hosts.start_worker(2, "--labels", "sarm-ray/role=decode")
-        hosts.start_worker(3, "--labels", "sarm-ray/role=gpu", num_cpus=2)
-        run = start(hosts, "roles", *scoring(hosts.folder / "roles"))
-        seen: dict[int, set[str]] = {2: set(), 3: set()}
-        while run.process.poll() is None:
-            for number, titles in seen.items():
-                titles |= {title for title in hosts.titles(number) if "Map" in title}
-            time.sleep(0.05)
-        code, said, _ = run.end()
-        assert code == 0, said
-        assert_scored(hosts.folder / "roles", one_node)
-    assert "MapBatches(decode_job)" in seen[2]
-    assert not any("FrameEncoder" in title or "ChunkScorer" in title for title in seen[2])
-    assert "MapBatches(decode_job)" not in seen[3]
-    assert {"MapWorker(MapBatches(FrameEncoder))", "MapWorker(MapBatches(ChunkScorer))"} <= seen[3]
