@@ -71,7 +71,8 @@ def connect(address: str | None, quiet: bool = False) -> Iterator[Cluster]:
     with divert_native_stderr():
         if joins:
             try:
-                ray.init(address=address, logging_level=logging.ERROR)
+                # what two hundred workers and raylets print stays in their own logs, which the dashboard shows
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError) as error:
                 where = address or os.environ["RAY_ADDRESS"]
                 raise ConfigError(f"no Ray cluster answers at {where} ({str(error).splitlines()[0]})") from error
