@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -97,7 +98,11 @@ def follow_here(command: list[str], ready: Callable[[], object], looks: int = 4,
     places = [Path(command[1]), *(Path(value) for flag, value in itertools.pairwise(command) if flag == "--output")]
 
     def in_a_round() -> bool:
-        return any(list(place.rglob("lease.json")) for place in places)
+        """Whether this process holds a lease; others may hold some as well."""
+        leases = [lease for place in places for lease in place.rglob("lease.json")]
+        with contextlib.suppress(FileNotFoundError, ValueError):  # gone, or being written
+            return any(json.loads(lease.read_text())["pid"] == os.getpid() for lease in leases)
+        return True
 
     def end() -> None:
         for _ in range(int(patience_s / 0.05)):
