@@ -217,7 +217,11 @@ def cause_of(error: BaseException) -> BaseException:
     if cause is None:  # between processes Ray Data's wrapper loses what it was raised from, but for the words
         said = re.search(r"^sarm_ray\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
         cause = getattr(our_errors, said[1])(said[2]) if said and said[1] != "VideoError" else None
-    return cause or error
+    if cause is None:
+        return error
+    if cause.args and isinstance(cause.args[0], str):  # Ray Data appends how to have it tried again
+        cause.args = (cause.args[0].partition("\nFailed to apply UDF transform after ")[0], *cause.args[1:])
+    return cause
 
 
 def _keys(chunks: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import ray
 
+from sarm_ray.errors import StoreError
 from sarm_ray.pipelines.nodes import lost_nodes, node_ids, prefer, roles
 from sarm_ray.pipelines.rounds import MAX_ATTEMPTS, work_through
 from sarm_ray.pipelines.runtime import ARROW, ONE_TASK_ATTEMPT, jobs_dataset
@@ -74,3 +75,17 @@ def test_one_node_alone_has_no_roles_and_loses_none():
     assert roles() == frozenset()
     assert prefer("decode") == {}
     assert lost_nodes(node_ids(alive=False)) == []
+
+
+def full(jobs: pa.Table) -> pa.Table:
+    raise StoreError("/there: cannot be written (No space left on device); what is finished is kept")
+
+
+def test_an_error_of_ours_comes_in_our_words_alone():
+    def chain(todo: np.ndarray, alone: bool) -> ray.data.Dataset:
+        jobs = pa.table({"dataset": todo[:, 0], "chunk": todo[:, 1]})
+        return jobs_dataset(jobs, 1).map_batches(full, batch_size=1, num_cpus=0.1, **ARROW, **ONE_TASK_ATTEMPT)
+
+    with pytest.raises(StoreError) as raised:
+        run(chain)
+    assert str(raised.value) == "/there: cannot be written (No space left on device); what is finished is kept"
