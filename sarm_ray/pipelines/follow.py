@@ -297,7 +297,7 @@ def _score_together(own: Follower, ready: Sequence[Ready]) -> None:
             return
         plans = [plan for _, plan in mine]
         stop = held.enter_context(stop_on_signal(plans[0].run_folder))
-        own.cluster = _as_it_is_now(own.cluster)
+        own.cluster = own.cluster.now()
         report = run_plans(plans, leases, own.cluster, stop, own.config, own.quiet, time.monotonic())
     own.report.num_rounds += 1
     for (found, plan), done in zip(mine, report.datasets, strict=True):
@@ -316,13 +316,6 @@ def _count_in(own: Follower, found: Found, plan: ScorePlan, done: DatasetReport)
         num_failed = len(read_failed(plan.run_folder, CHUNKS))
         if num_failed:
             own.report.failed[found.name] = num_failed
-
-
-def _as_it_is_now(cluster: Cluster) -> Cluster:
-    """The cluster with what it has gained. Nodes that went while there was nothing to do come again when they are wanted."""
-    resources = ray.cluster_resources()
-    num_gpus = max(cluster.num_gpus, int(resources.get("GPU", 0))) if cluster.device == "cuda" else 0
-    return replace(cluster, num_cpus=max(cluster.num_cpus, int(resources.get("CPU", 1))), num_gpus=num_gpus)
 
 
 def _tell_once(own: Follower, notices: Sequence[str]) -> None:

@@ -97,9 +97,11 @@ def ingest(datasets: Sequence[Sequence[IngestPlan]], cluster: Cluster, stop: Sto
 
     info = plans[0].encoder
     files = carry_files(info.folder, ENCODER_FILES, cluster) if info.folder else None
-    lost = work_through(
-        todo, lambda todo, alone: encode_pipeline(plans, cluster, todo, stop.marker, alone, files), record, stop, quiet
-    )
+
+    def pipeline(todo: np.ndarray, alone: bool) -> ray.data.Dataset:
+        return encode_pipeline(plans, cluster.now(), todo, stop.marker, alone, files)
+
+    lost = work_through(todo, pipeline, record, stop, quiet)
     for number, chunk in lost.tolist():
         report.failures[owner[number]].append(plans[number].gave_up(chunk))
     report.seconds = progress.finish()

@@ -5,7 +5,7 @@ any other one with a free core or GPU: a label that nobody has left never holds 
 """
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -47,6 +47,12 @@ class Cluster:
     def num_actors(self) -> int:
         """Actors of a pool: one per GPU, or one single-threaded one per core."""
         return self.num_gpus or self.num_cpus
+
+    def now(self) -> "Cluster":
+        """With what it has gained since. Nodes that went come again when they are wanted."""
+        there = ray.cluster_resources()
+        num_gpus = max(self.num_gpus, int(there.get("GPU", 0))) if self.device == "cuda" else 0
+        return replace(self, num_cpus=max(self.num_cpus, int(there.get("CPU", 1))), num_gpus=num_gpus)
 
     def describe(self) -> str:
         gpus = f", {self.num_gpus} GPU{'s' if self.num_gpus > 1 else ''}" if self.num_gpus else ", no GPU"

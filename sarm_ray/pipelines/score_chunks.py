@@ -97,7 +97,10 @@ def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quie
             done.failures.append(plan.failure(chunk, status["error"], status["message"], attempt))
         progress.add(status["num_frames"])
 
-    lost = work_through(todo, lambda todo, alone: score_pipeline(plans, cluster, todo, job, alone), record, stop, quiet)
+    def pipeline(todo: np.ndarray, alone: bool) -> ray.data.Dataset:
+        return score_pipeline(plans, cluster.now(), todo, job, alone)
+
+    lost = work_through(todo, pipeline, record, stop, quiet)
     for number, chunk in lost.tolist():
         scoring.datasets[number].failures.append(plans[number].ingest.gave_up(chunk))
         commit_holes(plans[number], chunk)
