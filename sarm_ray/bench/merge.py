@@ -10,16 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from sarm_ray.bench import many_episodes
 from sarm_ray.bench.apart import RUN_MODULE, call_apart, run_apart
 from sarm_ray.bench.measure import Figures, Timing, compare, describe_hardware
 from sarm_ray.bench.plan import plan_of, write_inputs
-from sarm_ray.core.episodes import chunk_keys, is_among
 from sarm_ray.data.lease import hold_lease
-from sarm_ray.data.progress_io import ROWS_PER_GROUP, read_done
+from sarm_ray.data.progress_io import ROWS_PER_GROUP
 from sarm_ray.pipelines.ingest import check_store
+from sarm_ray.pipelines.score_chunks import chunks_to_score
 from sarm_ray.pipelines.score_output import write_output
 from sarm_ray.pipelines.score_plan import ScorePlan
 
@@ -140,11 +138,7 @@ def run_step(root: str, name: str) -> tuple[float, float]:
 
 def _chunks_left(plan: ScorePlan) -> None:
     """What a resumed run has left to do, which is nothing here."""
-    data = plan.ingest
-    episode, start, num_holes = read_done(plan.parts_folder)
-    whole = num_holes == 0
-    planned = chunk_keys(data.dataset.episode_index[data.chunks.row], data.chunks.start)
-    left = np.flatnonzero(~is_among(planned, chunk_keys(episode[whole], start[whole])))
+    left = chunks_to_score(plan)
     if len(left):
         raise RuntimeError(f"{plan.parts_folder} lacks {len(left)} chunks")
 

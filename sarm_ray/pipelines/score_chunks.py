@@ -79,7 +79,7 @@ class Scoring:
 def score_missing(plans: Sequence[ScorePlan], cluster: Cluster, stop: Stop, quiet: bool = False) -> Scoring:
     """Score the chunks that no part holds yet, all datasets in one pool."""
     scoring = Scoring([ScoredChunks() for _ in plans])
-    todo = chunk_list([_chunks_to_score(plan) for plan in plans])
+    todo = chunk_list([chunks_to_score(plan) for plan in plans])
     if not len(todo) or stop.requested:
         return scoring
     progress = Progress("score", count_todo(plans, todo), quiet)
@@ -285,7 +285,7 @@ def _describe_broken(own: DatasetJob, row: int, frames: np.ndarray) -> str:
     return f"{dataset.location(dataset.data_files.path(row))}: {own.state_key} is NaN or infinite in {which}"
 
 
-def _chunks_to_score(plan: ScorePlan) -> np.ndarray:
+def chunks_to_score(plan: ScorePlan) -> np.ndarray:
     """(N,) int64, chunks that no part holds whole."""
     chunks = plan.ingest.chunks
     episode, start, num_holes = progress_io.read_done(plan.parts_folder)

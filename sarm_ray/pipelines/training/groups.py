@@ -95,11 +95,9 @@ def train_to_the_end(
             many = f"{losses} nodes were lost" if of_node else f"a training process died {failures} times"
             raise TrainingError(f"{many} after step {step} ({death.how}); go on with --resume when the cause is gone")
         if not quiet:
-            died = (
-                f"a training process died ({death.how}); going on from step {step}, {failures} of {config.max_failures}"
-            )
-            gone = name_list(lost) if lost else death.how
-            tell([f"a node was lost ({gone}); going on from step {step}" if of_node else died])
+            what = f"a node was lost ({name_list(lost) if lost else death.how})" if of_node else ""
+            times = "" if of_node else f", {failures} of {config.max_failures}"
+            tell([f"{what or f'a training process died ({death.how})'}; going on from step {step}{times}"])
 
 
 def place_group(workers: Workers, wait_s: float, quiet: bool, begun: bool = False, last: int | None = None) -> int:
