@@ -142,12 +142,15 @@ def test_two_runs_at_once(hosts, one_node):
 
 
 def test_a_host_that_joins_is_used(hosts, undisturbed, one_node):
-    """One worker at the start; another comes while it encodes, and its encoder is told of."""
+    """One worker of one core at the start; a larger one comes while it encodes, and its encoder is told of.
+
+    Ray Data keeps a part of the cluster for each operator: one more core would be too little for another encoder.
+    """
     hosts.kill(3)
     wait_for(lambda: hosts.has_lost(3), what="Ray noticing")
     run = start(hosts, "joined", *scoring(hosts.folder / "joined"), num_nodes=2)
     wait_for(at_work(hosts, "decoding", (2,)), run.ended, what="decoding")
-    hosts.start_worker(3)
+    hosts.start_worker(3, num_cpus=4)
     wait_for(lambda: any("FrameEncoder" in title for title in hosts.titles(3)), run.ended, what="an encoder on host 3")
     code, said, _ = run.end()
     assert code == 0, said

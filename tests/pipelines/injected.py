@@ -19,8 +19,9 @@ import pyarrow as pa
 import sarm_ray.pipelines.ingest as ingest
 import sarm_ray.pipelines.score as score
 import sarm_ray.pipelines.score_chunks as score_chunks
+import sarm_ray.pipelines.score_output as score_output
 from sarm_ray.cli import main
-from sarm_ray.data import progress_io
+from sarm_ray.data import progress_io, progress_merge
 from sarm_ray.data.lease import Lease
 from sarm_ray.pipelines.score_plan import ScorePlan
 
@@ -62,8 +63,8 @@ def parts_complete() -> None:
 
 def merging(driver: int) -> None:
     """In the worker that merges: two of three episodes are in the temporary file."""
-    progress_io.ROWS_PER_GROUP = 1
-    crash_before(progress_io, "_episode_rows", lambda _rows, _heads, episode, *_: episode == 2, driver)
+    score_output.merge_parts = partial(progress_merge.merge_parts, num_rows=1)  # an episode at a time
+    crash_before(progress_merge, "_frame_rows", lambda _scored, _place, rows, *_: rows.tolist() == [2], driver)
 
 
 def output_written(driver: int) -> None:

@@ -119,10 +119,13 @@ def _judge(error: BaseException) -> Death:
         own = cause_of(raised)
         if own is not raised or _is_ours(own):
             raise own from error
-    deaths = [death for death in map(_death, failures) if death]
-    if not deaths:
+    deaths = list(map(_death, failures))
+    if certain := [death for death in deaths if death and death.of != "unknown"]:
+        return certain[0]  # the dead one's own, before what its peers say of it
+    first, *others = deaths
+    if first is None or None in others:  # something else, over which its peers lost the connection
         raise error
-    return min(deaths, key=lambda death: death.of == "unknown")  # the dead one's own, before what its peers say of it
+    return first
 
 
 def _is_ours(error: BaseException) -> bool:

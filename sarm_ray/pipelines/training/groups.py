@@ -27,7 +27,7 @@ from sarm_ray.pipelines.training.data import TrainJob, batch_layout, batches_dat
 from sarm_ray.pipelines.training.group import fit_group, resources_per_worker
 from sarm_ray.pipelines.training.job import encode_run_texts
 from sarm_ray.pipelines.training.loop import METRICS_FILE, LoopJob
-from sarm_ray.pipelines.training.placing import asked_for_more, is_started, known_groups, place
+from sarm_ray.pipelines.training.placing import asked_for_more, known_groups, nodes_of_group, place
 from sarm_ray.pipelines.training.plan import TrainPlan
 from sarm_ray.pipelines.training.report import cut_metrics, wandb_id
 from sarm_ray.pipelines.training.workers import Workers
@@ -114,7 +114,7 @@ def place_group(workers: Workers, wait_s: float, quiet: bool, begun: bool = Fals
 
 
 class Watch:
-    """What a running group is watched for: nodes that are about to be taken away, and room for a larger group.
+    """What a running group is watched for: nodes of its own that are about to be taken away, and room for a larger group.
 
     Args:
         workers: of the run. num_workers: of the group. config: of the run.
@@ -126,8 +126,8 @@ class Watch:
         self._sizes, self._each = workers.sizes(begun=True), resources_per_worker(workers.on_gpu)
         self._num_workers, self._regroup_s = num_workers, config.regroup_s
         self._started = self._looked = time.monotonic()
-        self._leaving = _leaving_nodes()
         self._known_groups = known_groups()
+        self._nodes: frozenset[str] = frozenset()
         self._room: Callable[[], int] | None = None
         self._last_room = num_workers
         self._requests = contextlib.ExitStack()
@@ -146,13 +146,14 @@ class Watch:
             return
         self._looked = now
         before = self._last_room
+        self._nodes = self._nodes or nodes_of_group(self._num_workers, self._each, self._known_groups)
         if self._num_workers < self._sizes[0]:
-            if self._room is None and is_started(self._num_workers, self._each, self._known_groups):
+            if self._room is None and self._nodes:
                 requests = asked_for_more(self._num_workers, self._sizes, self._each)
                 self._room = self._requests.enter_context(requests)
             self._last_room = self._room() if self._room else self._num_workers
         grown = min(before, self._last_room) > self._num_workers and now - self._started >= self._regroup_s
-        if grown or _leaving_nodes() - self._leaving:
+        if grown or _leaving_nodes() & self._nodes:
             storage.create_file(self.marker, b"")
             self.ended = True
 

@@ -62,13 +62,19 @@ def known_groups() -> frozenset[str]:
     return frozenset(placement_group_table())
 
 
-def is_started(num_workers: int, each: dict[str, float], before: frozenset[str]) -> bool:
-    """Whether Ray Train has placed its group, which has no name: one of that shape that was not known before."""
-    return any(
-        group["state"] == "CREATED" and list(group["bundles"].values()) == [each] * num_workers
+def nodes_of_group(num_workers: int, each: dict[str, float], before: frozenset[str]) -> frozenset[str]:
+    """Nodes of the group that Ray Train has placed, none before it has: one of that shape that was not known before.
+
+    Ray Train gives its placement group no name.
+    """
+    placed = [
+        group["bundles_to_node_id"].values()
         for name, group in placement_group_table().items()
         if name not in before
-    )
+        and group["state"] == "CREATED"
+        and list(group["bundles"].values()) == [each] * num_workers
+    ]
+    return frozenset(*placed[:1])
 
 
 @contextlib.contextmanager
