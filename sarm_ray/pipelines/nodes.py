@@ -74,6 +74,11 @@ def lost_nodes(gone_before: Set[str]) -> list[str]:
         there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
         asked = [ask.options(scheduling_strategy=strategy).remote() for strategy in there]
         ray.wait(asked, num_returns=len(asked), timeout=VERDICT_S)
+    return gone_since(gone_before)
+
+
+def gone_since(gone_before: Set[str]) -> list[str]:
+    """The same, of nodes that Ray has found dead already."""
     gone = [node for node in ray.nodes() if not node["Alive"] and node["NodeID"] not in gone_before]
     return sorted(node["NodeManagerAddress"] for node in gone if node["DeathReason"] != DRAINED_IDLE)
 

@@ -24,6 +24,7 @@ from sarm_ray.core.episodes import CHUNK_FRAMES
 from sarm_ray.errors import ConfigError, EncoderError
 from sarm_ray.pipelines.nodes import Cluster, prefer, survey
 from sarm_ray.pipelines.rounds import cause_of
+from sarm_ray.pipelines.silence import EndSilence
 
 LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 MAX_BLOCKS = 2000
@@ -146,7 +147,7 @@ def jobs_dataset(
     operators at any time, or half of the object stores.
 
     Args:
-        name: in Ray's dashboard. watch: an execution callback.
+        name: in Ray's dashboard. watch: an execution callback besides EndSilence.
     """
     rows_per_block = max(rows_per_block, -(-jobs.num_rows // MAX_BLOCKS))
     context = DataContext.get_current().copy()
@@ -155,7 +156,7 @@ def jobs_dataset(
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.custom_execution_callback_classes = [watch] if watch else []
+    context.custom_execution_callback_classes = [EndSilence, *([watch] if watch else [])]  # type: ignore[list-item]  # ray's base is private
     with DataContext.current(context):
         # not from_arrow, which has a task for each block find out its number of rows: seconds, and 50 kB of the driver
         dataset = ray.data.from_blocks(

@@ -29,6 +29,7 @@ from tests.pipelines.crashes import (
     with_features,
 )
 from tests.pipelines.runs import PARITY, needs_parity, score_one
+from tests.sampling import others_slow
 
 pytestmark = needs_parity
 
@@ -37,21 +38,31 @@ FRACTIONS = np.random.default_rng(SEED).uniform(0.1, 0.9, 10).round(3).tolist()
 
 
 @pytest.fixture(scope="module")
-def seconds(undisturbed, tmp_path_factory) -> dict[bool, float]:
-    """How long a run takes with a Ray of its own, and on one that is there."""
+def seconds(undisturbed, tmp_path_factory) -> float:
+    """How long a run takes on a Ray that is there."""
     folder, began = tmp_path_factory.mktemp("timed"), time.monotonic()
     with started(folder) as process:
         assert process.wait() == 0, said(folder)
-        return {True: undisturbed.seconds, False: time.monotonic() - began}
+        return time.monotonic() - began
 
 
-@pytest.mark.parametrize(("fraction", "own_ray"), list(zip(FRACTIONS, [True] * 2 + [False] * 8, strict=True)))
-def test_killed_at_a_random_time(undisturbed, seconds, tmp_path, fraction, own_ray):
-    with started(tmp_path, own_ray=own_ray) as process:
+@pytest.mark.parametrize("fraction", others_slow(FRACTIONS[:2], FRACTIONS[:1]))
+def test_killed_at_a_random_time_with_a_ray_of_its_own(undisturbed, tmp_path, fraction):
+    kill_and_take_up(undisturbed, tmp_path, fraction * undisturbed.seconds, own_ray=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", FRACTIONS[2:])
+def test_killed_at_a_random_time(undisturbed, seconds, tmp_path, fraction):
+    kill_and_take_up(undisturbed, tmp_path, fraction * seconds, own_ray=False)
+
+
+def kill_and_take_up(undisturbed, folder, after_s: float, own_ray: bool) -> None:
+    with started(folder, own_ray=own_ray) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(fraction * seconds[own_ray])
+            process.wait(after_s)
         kill(process)
-    take_up(tmp_path, undisturbed)
+    take_up(folder, undisturbed)
 
 
 # fault -> what temporary files it leaves, whether there is an output, frames in the store, frames in the parts
@@ -65,7 +76,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", others_slow(POINTS, {"lease written", "merging", "output renamed"}))
 def test_killed_at(undisturbed, tmp_path, point):
     temporaries, has_output, num_encoded, num_scored = POINTS[point]
     if num_scored:
@@ -89,6 +100,7 @@ def test_killed_by_a_worker_before_a_feature_part_has_its_name(undisturbed, tmp_
     take_up(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_by_a_worker_before_a_scored_part_has_its_name(undisturbed, tmp_path):
     with_features(tmp_path, undisturbed)
     with started(tmp_path, "tests.pipelines.injected", "score part written") as process:
@@ -111,6 +123,7 @@ def test_killed_while_its_parts_are_removed(undisturbed, tmp_path):
     take_up(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_as_soon_as_something_is_encoded(undisturbed, tmp_path):
     with started(tmp_path, own_ray=True) as process:
         wait_until(lambda: parts_below(tmp_path / "features"), process)

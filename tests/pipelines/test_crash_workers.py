@@ -35,6 +35,7 @@ from tests.pipelines.crashes import (
     with_features,
 )
 from tests.pipelines.runs import BASE, assert_same_values, files_below, needs_parity, read_progress, score_one
+from tests.sampling import others_slow
 
 pytestmark = needs_parity
 
@@ -115,6 +116,7 @@ def test_an_encoder_that_dies_once(undisturbed, tmp_path, monkeypatch):
     assert_same_values(tmp_path / "out.parquet", undisturbed.output)
 
 
+@pytest.mark.slow
 def test_a_scorer_that_dies_once(undisturbed, tmp_path, monkeypatch):
     class ChunkScorer(score_chunks.ChunkScorer):
         def score_chunk(self, dataset: int, chunk: int, frames: bytes) -> dict:
@@ -128,6 +130,7 @@ def test_a_scorer_that_dies_once(undisturbed, tmp_path, monkeypatch):
     assert_healed(result, tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_writer_that_dies_before_it_reports(undisturbed, tmp_path, monkeypatch):
     """The part is there and nobody knows: it is written again, which readers take for what it is."""
     commit = progress_io.commit_scores
@@ -161,6 +164,7 @@ def test_a_decoder_that_segfaults_on_one_file(undisturbed, tmp_path, monkeypatch
     assert temporaries_below(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_chunk_that_segfaults_costs_the_windows_that_need_it_until_it_is_mended(undisturbed, tmp_path, monkeypatch):
     def second_chunk_of_1(location: str, frame: int) -> bool:
         return location.endswith("episode_000001.mp4") and frame == 256
@@ -196,7 +200,7 @@ def test_a_scorer_that_always_dies_of_one_chunk(undisturbed, tmp_path, monkeypat
     assert_tidy(tmp_path, "failed.parquet")
 
 
-@pytest.mark.parametrize("stage", ["decode", "score"])
+@pytest.mark.parametrize("stage", others_slow(["decode", "score"], ["score"]))
 def test_a_bug_of_ours_in_a_worker_ends_the_run(undisturbed, tmp_path, monkeypatch, stage):
     """An exception is no dead process: it is not tried again, and not taken for a broken video."""
 
