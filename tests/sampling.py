@@ -8,4 +8,8 @@ import pytest
 
 def others_slow(cases: Iterable[Any], kept: Container[Any]) -> list[Any]:
     """The cases, each a parameter, with those marked slow that are not kept."""
-    return [case if case in kept else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+    return [case if case in kept else pytest.param(*_values(case), marks=pytest.mark.slow) for case in cases]
+
+
+def _values(case: Any) -> tuple:
+    return case if isinstance(case, tuple) else (case,)

@@ -53,11 +53,12 @@ def start(hosts: TestCluster, name: str, *command: object, num_nodes: int = 3) -
     return Run(hosts.submit(log, *command, num_nodes=num_nodes), log, time.monotonic())
 
 
-def scoring(folder: Path | str, dataset: Path | str = DATASET, cache: Path | str | None = None) -> list[str]:
-    """Both heads of the tiny checkpoint over six episodes, 2,050 frames in 12 chunks."""
+def scoring(folder: Path | str, *datasets: Path | str, cache: Path | str | None = None) -> list[str]:
+    """Both heads of the tiny checkpoint over six episodes, 2,050 frames in 12 chunks, or over other datasets."""
     return [
-        "score", str(dataset), "--model", SARM_TINY, "--encoder", CLIP_TINY, "--head-mode", "both",
-        "--output", f"{folder}/out.parquet", "--cache", str(cache or f"{folder}/features"), "--num-visualizations", "0",
+        "score", *map(str, datasets or (DATASET,)), "--model", SARM_TINY, "--encoder", CLIP_TINY, "--head-mode", "both",
+        "--output", f"{folder}/{'out' if len(datasets) > 1 else 'out.parquet'}",
+        "--cache", str(cache or f"{folder}/features"), "--num-visualizations", "0",
     ]  # fmt: skip
 
 

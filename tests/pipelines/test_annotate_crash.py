@@ -184,6 +184,7 @@ def test_the_driver_killed_half_way_and_an_actor_once(undisturbed, dataset, trut
     assert_tidy(dataset)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_and_started_again(undisturbed, dataset, truth):
     with oracle_of(truth, KINDS, noise_s=0.3, delay_s=0.02) as oracle:
         with started(dataset, oracle) as process:

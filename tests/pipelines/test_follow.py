@@ -24,6 +24,7 @@ from tests.pipelines.followers import (
 )
 from tests.pipelines.runs import assert_same_values, quick_config, read_progress, read_summary, run_here, score_one
 from tests.s3 import BUCKET, s3_environment, serve_s3
+from tests.sampling import others_slow
 
 OUTPUT = "sarm_progress.parquet"
 VIDEO = f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
@@ -219,6 +220,7 @@ def test_a_dry_run_says_what_is_ready_and_what_waits_and_runs_nothing(models, so
     assert not list(tmp_path.rglob(f"{OUTPUT}*"))
 
 
+@pytest.mark.slow
 def test_outputs_of_other_options_are_left_and_with_overwrite_replaced_once(models, once, tmp_path):
     """The second follower, with the same flags, replaces nothing."""
     folder = tmp_path / "rollouts"
@@ -293,6 +295,7 @@ def test_an_episode_that_failed_is_tried_again_when_its_files_change(models, sou
     assert_same_values(output, scored["grown"])
 
 
+@pytest.mark.slow
 def test_what_a_dataset_is_normalised_by_changes_when_it_grows(models, sources, tmp_path):
     """So all is scored anew, from the store, and the output is that of the dataset as it is now."""
     root = shutil.copytree(sources["two"], tmp_path / "rollouts/x")
@@ -308,7 +311,7 @@ def test_what_a_dataset_is_normalised_by_changes_when_it_grows(models, sources, 
     assert_same_values(tmp_path / "out/x" / OUTPUT, expected(sources["grown"], models["none"], tmp_path))
 
 
-@pytest.mark.parametrize("fault", ["parts complete", "output renamed"])
+@pytest.mark.parametrize("fault", others_slow(["parts complete", "output renamed"], ["parts complete"]))
 def test_killed_in_the_middle_of_a_round(models, sources, scored, once, tmp_path, fault):
     """Two datasets, one of which has grown: what is done by then is not done again, and nothing shows."""
     folder = tmp_path / "rollouts"
@@ -363,6 +366,7 @@ def test_two_followers_and_one_that_is_asked_to_stop_in_the_middle_of_a_round(mo
     assert_same_values(held / OUTPUT, scored["three"])
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_filled_while_it_is_followed(models, sources, scored, tmp_path):
     with serve_s3() as s3:
         environment = s3_environment(s3.endpoint, SARM_RAY_CACHE=str(tmp_path / "node"))

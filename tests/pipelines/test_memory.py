@@ -30,6 +30,7 @@ def score_episodes(folder: Path, num_episodes: int) -> int:
 
 
 @needs_parity
+@pytest.mark.slow
 def test_ten_times_the_episodes_in_the_same_memory(tmp_path):
     few = score_episodes(tmp_path / "few", 200)
     many = score_episodes(tmp_path / "many", 2000)

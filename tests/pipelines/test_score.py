@@ -145,6 +145,7 @@ def test_interpolated_frames_have_no_probabilities(base, tmp_path):
 
 
 @needs_parity
+@pytest.mark.slow
 def test_a_denser_stride_adds_what_is_missing_and_changes_nothing(base, tmp_path):
     window, lengths = Window(8, 30), (300, 330)
     coarse = sum(int(needed_frames(length, 30, window).sum()) for length in lengths)
@@ -160,6 +161,7 @@ def test_a_denser_stride_adds_what_is_missing_and_changes_nothing(base, tmp_path
 
 
 @needs_parity
+@pytest.mark.slow
 def test_another_checkpoint_decodes_nothing_even_without_the_videos(base, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(PARITY / "dataset_v21", dataset)
@@ -209,6 +211,7 @@ def test_unreadable_chunks_are_nan_rows_and_named(base, whole, tmp_path):
 
 
 @needs_parity
+@pytest.mark.slow
 def test_every_window_that_reaches_into_a_hole_is_nan(base, whole, tmp_path):
     """One chunk of features is taken out and its video too: exactly the windows that need one of its frames are lost."""
     dataset = tmp_path / "dataset"

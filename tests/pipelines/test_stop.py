@@ -22,6 +22,7 @@ from tests.pipelines.crashes import (
     wait_until,
 )
 from tests.pipelines.runs import files_below, needs_parity, score_one
+from tests.sampling import others_slow
 
 pytestmark = needs_parity
 
@@ -34,7 +35,9 @@ def begun(folder) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["SIGTERM", "Ctrl-C"]
+    ("number", "whole_group"),
+    others_slow([(signal.SIGTERM, False), (signal.SIGINT, True)], [(signal.SIGINT, True)]),
+    ids=["SIGTERM", "Ctrl-C"],
 )
 def test_asked_to_stop_while_encoding(undisturbed, tmp_path, number, whole_group):
     """A terminal's Ctrl-C goes to every process of the group: a Ray of the run's own must survive it until the end."""
@@ -55,6 +58,7 @@ def test_asked_to_stop_while_encoding(undisturbed, tmp_path, number, whole_group
     take_up(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_while_scoring(undisturbed, tmp_path):
     with started(tmp_path, "tests.pipelines.injected", "hold scoring until stop") as process:
         wait_until(lambda: len(scored_in(tmp_path)) == 1 and len(begun(tmp_path)) >= 2, process)

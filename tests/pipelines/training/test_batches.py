@@ -32,6 +32,7 @@ from sarm_ray.pipelines.training.plan import plan_training
 from tests.datasets import CAMERA, write_dataset
 from tests.pipelines.runs import needs_parity
 from tests.pipelines.training.tiny import tiny_config
+from tests.sampling import others_slow
 
 pytestmark = needs_parity
 
@@ -104,7 +105,7 @@ def seen_by_ranks(job: TrainJob, folder: Path, num_workers: int) -> list[list]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_workers)]
 
 
-@pytest.mark.parametrize(("num_workers", "num_passes"), [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(("num_workers", "num_passes"), others_slow([(1, 1), (2, 2), (3, 1)], [(2, 2)]))
 def test_each_rank_sees_its_part_of_the_planned_batches(job, tmp_path, num_workers, num_passes):
     own = replace(job, num_passes=num_passes)
     ranks = seen_by_ranks(own, tmp_path / "group", num_workers)

@@ -71,6 +71,7 @@ def wait_for_server(env: dict[str, str]) -> None:
     raise AssertionError("the job server never answered")
 
 
+@pytest.mark.slow
 def test_exit_codes_of_jobs(cluster, tmp_path):
     wait_for_server(cluster)
     train = [sys.executable, "-m", "sarm_ray", *arguments(tmp_path, tmp_path / "features", "--steps", 2)]

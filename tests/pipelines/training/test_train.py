@@ -27,6 +27,7 @@ from tests.pipelines.training.tiny import (
     train_here,
     weights_of,
 )
+from tests.sampling import others_slow
 
 pytestmark = needs_parity
 
@@ -62,7 +63,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "num_workers", "passes"),
-    [(0, 2, 2), (1, 1, 2), (2, 2, 1), (3, 2, 1)],
+    others_slow([(0, 2, 2), (1, 1, 2), (2, 2, 1), (3, 2, 1)], [(0, 2, 2), (2, 2, 1)]),
 )
 def test_the_same_on_any_stage_and_number_of_processes(alone, cache, tmp_path, stage, num_workers, passes):
     train_here(
@@ -81,6 +82,7 @@ def test_the_same_on_any_stage_and_number_of_processes(alone, cache, tmp_path, s
         torch.testing.assert_close(tensor, moments[1][name], rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_from_two_processes_on_stage_1_to_one_on_stage_2(cache, tmp_path):
     """40 steps on the former are 20 there and 20 more on the latter."""
     straight, folder = tmp_path / "straight", tmp_path / "run"
@@ -171,6 +173,7 @@ def weights_of_folder(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_dense_only_on_two_datasets_with_a_past_window(cache, tmp_path):
     report = train_here(
         tmp_path / "run",
@@ -195,6 +198,7 @@ def test_dense_only_on_two_datasets_with_a_past_window(cache, tmp_path):
     assert json.loads((Path(report.last) / "sarm_ray.json").read_text())["window"] == "past"
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_on_stage_1(cache, tmp_path):
     report = train_here(
         tmp_path / "run",
