@@ -1,9 +1,9 @@
 """Copies of models on this machine's disk, each under a name that changes with its content.
 
-    $SARM_RAY_CACHE/models/<digest>/       config.json, model.safetensors, ...; whole or absent; its mtime is its last use
+    $SARM_RAY_CACHE/models/<digest>/       config.json, model.safetensors, ...; whole or absent
     $SARM_RAY_CACHE/models/.tmp-*          one on its way; what a killed process left goes after a day
 
-A copy that nobody has used for 30 days goes when the next one comes. All may be deleted at any time when nothing runs.
+The copies may be deleted at any time when nothing runs.
 """
 
 import contextlib
@@ -20,8 +20,7 @@ from sarm_ray.data import storage
 from sarm_ray.data.node_cache import local_cache
 from sarm_ray.errors import StoreError
 
-DAY_S = 86_400.0
-UNUSED_S = 30 * DAY_S
+ABANDONED_S = 86_400.0
 
 
 def copies_folder() -> Path:
@@ -46,21 +45,13 @@ def copy_model(location: str, patterns: Sequence[str]) -> str:
         raise FileNotFoundError(location)
     key = hashlib.sha256(repr((storage.absolute(location), stamps)).encode()).hexdigest()[:32]
     copy = copies_folder() / key
-    if not is_here(copy):
+    if not copy.is_dir():
         pieces = {
             name: storage.read_pieces(storage.join(location, name), storage.size_of(stamp))
             for name, stamp in stamps.items()
         }
         publish_copy(copy, pieces, lambda: _require_same(location, stamps, _stamps(location, patterns)))
     return str(copy)
-
-
-def is_here(copy: Path) -> bool:
-    """Whether there is that copy, which counts as used by it."""
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(copy)
-        return True
-    return False
 
 
 def _stamps(location: str, patterns: Sequence[str]) -> dict[str, str]:
@@ -87,7 +78,7 @@ def publish_copy(copy: Path, files: Mapping[str, Iterable[bytes]], check: Callab
     """
     unfinished = copy.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
-        _remove_old(copy.parent)
+        _remove_abandoned(copy.parent)
         unfinished.mkdir(parents=True)
         for name, pieces in files.items():
             with (unfinished / name).open("wb") as file:
@@ -109,8 +100,8 @@ def publish_copy(copy: Path, files: Mapping[str, Iterable[bytes]], check: Callab
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _remove_old(folder: Path) -> None:
-    for left in folder.glob("*"):
+def _remove_abandoned(folder: Path) -> None:
+    for left in folder.glob(".tmp-*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > (DAY_S if left.name.startswith(".tmp-") else UNUSED_S):
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
                 shutil.rmtree(left, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from sarm_ray.data.model_store import copies_folder, is_here, publish_copy
+from sarm_ray.data.model_store import copies_folder, publish_copy
 from sarm_ray.errors import CheckpointError
 from sarm_ray.model.checkpoint import WEIGHTS_FILE
 from sarm_ray.model.encoder import WEIGHT_FILES
@@ -62,7 +62,7 @@ def folder_here(files: ModelFiles) -> str:
         return files.folder
     key = hashlib.sha256(repr(sorted(files.digests.items())).encode()).hexdigest()[:32]
     copy = copies_folder() / key
-    if not is_here(copy):
+    if not copy.is_dir():
         content = ray.get(files.content)
         publish_copy(copy, {name: iter([array.data]) for name, array in content.items()})
     return str(copy)

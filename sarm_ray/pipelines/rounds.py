@@ -13,8 +13,9 @@ import contextlib
 import gc
 import logging
 import re
+import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ MAX_BARREN_ROUNDS = 10
 WAVE_CHUNKS = 50_000  # 200 MB of the driver; at 10,000 frames/s the pools start anew every 20 minutes
 
 _EXECUTOR_LOG = "ray.data._internal.execution.streaming_executor_state"
+_EXCEPTIONS_LOG = "ray.data.exceptions"
 
 
 def work_through(
@@ -154,12 +156,18 @@ def stream_rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:
 
 
 def _rows(dataset: Dataset) -> Generator[dict[str, Any], None, None]:
-    yield from dataset.iter_rows()
+    # what is there is passed on at once: iter_rows holds a block back until the next one comes
+    batches: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    for batch in batches:
+        yield from batch.to_pylist()
 
 
 @contextlib.contextmanager
 def _errors_of_blocks() -> Iterator[list[BaseException]]:
-    """What went wrong with single blocks, which Ray Data tells its log alone; it stays off the screen."""
+    """What went wrong with single blocks, which Ray Data tells its log alone; it stays off the screen.
+
+    So does what Ray Data says, traceback and all, of a lost node before the first block (silence.py).
+    """
     errors: list[BaseException] = []
 
     def collect(record: logging.LogRecord) -> bool:
@@ -169,12 +177,17 @@ def _errors_of_blocks() -> Iterator[list[BaseException]]:
             return False
         return True
 
-    log = logging.getLogger(_EXECUTOR_LOG)
+    def is_news(_: logging.LogRecord) -> bool:
+        return not isinstance(sys.exc_info()[1], ray.exceptions.NodeDiedError)
+
+    log, exceptions = logging.getLogger(_EXECUTOR_LOG), logging.getLogger(_EXCEPTIONS_LOG)
     log.addFilter(collect)
+    exceptions.addFilter(is_news)
     try:
         yield errors
     finally:
         log.removeFilter(collect)
+        exceptions.removeFilter(is_news)
 
 
 def _raise_first(errors: list[BaseException]) -> None:

@@ -6,7 +6,6 @@ what has not reported is the next round's (rounds.py).
 """
 
 import time
-from collections import deque
 from typing import Any
 
 import ray
@@ -15,35 +14,31 @@ from sarm_ray.pipelines.nodes import gone_since, node_ids
 
 LOOK_S = 5.0
 SILENT_S = 20.0
-
-# By then a silent node is found dead: five health checks, 3 s apart, of at most 10 s each. What was slow in between was slow
-# because of it.
-FOUND_S = 75.0
+START_S = 180.0  # in which the first actors load their networks
 
 
 class EndSilence:
     """An execution callback of Ray Data (it takes classes alone).
 
-    Once a node was lost, the execution fails with NodeDiedError when nothing has been finished for 20 seconds, and for
-    twice as long as it took before that: the nodes that are there first finish what they have.
+    Once a node was lost, the execution fails with NodeDiedError when nothing has been finished and no actor came up for 20
+    seconds, and for as long as that ever took before: nodes that work finish what they have first. Until the last operator
+    has made something, it has three minutes.
     """
 
     def before_execution_starts(self, executor: object) -> None:
         self.gone_before, self.lost = node_ids(alive=False), ""
-        self.num_done, self.longest_s = 0, 0.0
-        self.recent: deque[tuple[float, float]] = deque()  # when something was finished, and how long after the last
+        self.done, self.has_results, self.patience_s = (0, 0), False, SILENT_S
         self.since = self.looked = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        now, num_done = time.monotonic(), _num_done(executor)
-        if num_done != self.num_done:
-            self.recent.append((now, now - self.since))
-            self.num_done, self.since = num_done, now
+        now, done = time.monotonic(), _done(executor)
+        if done != self.done:
+            if self.has_results:
+                self.patience_s = max(self.patience_s, now - self.since)
+            self.done, self.since, self.has_results = done, now, self.has_results or _has_results(executor)
         if not self.lost and now - self.looked >= LOOK_S:
             self.looked, self.lost = now, ", ".join(gone_since(self.gone_before))
-            while self.recent and now - self.recent[0][0] > FOUND_S:
-                self.longest_s = max(self.longest_s, self.recent.popleft()[1])
-        if self.lost and now - self.since > max(SILENT_S, 2 * self.longest_s):
+        if self.lost and now - self.since > (self.patience_s if self.has_results else START_S):
             raise ray.exceptions.NodeDiedError(f"node {self.lost} was lost, and what it had does not come back")
 
     def after_execution_succeeds(self, executor: object) -> None: ...
@@ -51,6 +46,19 @@ class EndSilence:
     def after_execution_fails(self, executor: object, error: Exception) -> None: ...
 
 
-def _num_done(executor: Any) -> int:
-    """Blocks that operators have made. Ray has no public word for it while a chain runs."""
-    return sum(operator.metrics.num_task_outputs_generated for operator in executor._topology)
+# Ray has no public words for what a chain has done while it runs; its own progress bars ask so too.
+
+
+def _done(executor: Any) -> tuple[int, int]:
+    """Blocks that operators have made, and actors that run."""
+    operators = list(executor._topology)
+    pools = [pool for operator in operators for pool in operator.get_autoscaling_actor_pools()]
+    return (
+        sum(operator.metrics.num_task_outputs_generated for operator in operators),
+        sum(pool.num_running_actors() for pool in pools),
+    )
+
+
+def _has_results(executor: Any) -> bool:
+    *_, last = executor._topology
+    return last.metrics.num_task_outputs_generated > 0

@@ -1,11 +1,14 @@
 """What the tests of faults share: a run that takes a while on two workers, when to strike, and what must come out."""
 
+import contextlib
 import json
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tests.cluster.hosts import HEAD, TestCluster, wait_for
 from tests.pipelines.runs import CLIP_TINY, PARITY, SARM_TINY, assert_same_values
@@ -74,13 +77,23 @@ def strike(hosts: TestCluster, run: Run, work: str) -> int:
     return victim
 
 
-def driver_of(hosts: TestCluster):
+def driver_of(hosts: TestCluster) -> psutil.Process | None:
     """The process of the command itself, which the job server has started on the head."""
     for process in hosts.processes(HEAD):
-        words = process.cmdline()
-        if len(words) > 1 and words[1].endswith("bin/sarm-ray"):
-            return process
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            if len(words) > 1 and words[1].endswith("bin/sarm-ray"):
+                return process
     return None
+
+
+def kill_driver(hosts: TestCluster) -> bool:
+    """SIGKILL it; whether there was one."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if driver := driver_of(hosts):
+            driver.kill()
+            return True
+    return False
 
 
 def assert_scored(folder: Path, undisturbed: Path) -> dict:

@@ -17,7 +17,7 @@ from tests.cluster.faults import (
     NUM_FRAMES,
     assert_scored,
     at_work,
-    driver_of,
+    kill_driver,
     scoring,
     start,
     strike,
@@ -64,7 +64,7 @@ def test_the_driver_is_killed(hosts, undisturbed, one_node, measured):
     folder = hosts.folder / "driver"
     run = start(hosts, "driver", *scoring(folder))
     wait_for(lambda: len(list(folder.glob("features/*/*/*/*.parquet"))) >= 3, run.ended, what="three parts")
-    driver_of(hosts).kill()
+    assert kill_driver(hosts)
     code, said, first_s = run.end()
     assert code == 137, said
     assert not (folder / "out.parquet").exists()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.faults import assert_scored, driver_of, scoring, start
+from tests.cluster.faults import assert_scored, kill_driver, scoring, start
 from tests.cluster.hosts import TestCluster, cluster, needs_hosts
 from tests.pipelines.runs import needs_parity
 
@@ -55,9 +55,8 @@ def test_kills_at_random(hosts, one_node, measured, seed):
                 hosts.kill(number)
             elif what == "start":
                 hosts.start_worker(number)
-            elif (driver := driver_of(hosts)) is not None:
-                driver.kill()
-            done.append(what)
+            if what != "driver" or kill_driver(hosts):
+                done.append(what)
             wait_s, what, number = next(events)
             due = time.monotonic() + wait_s
         time.sleep(0.05)

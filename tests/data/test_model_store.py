@@ -1,7 +1,5 @@
 """Models in a bucket are copied to this machine once."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -60,18 +58,3 @@ def test_a_copy_is_whole_or_absent(tmp_path):
     publish_copy(tmp_path / "models/a", {"x": iter([b"later"])})  # another process was first
     assert (tmp_path / "models/a/x").read_bytes() == b"12"
     assert names(tmp_path / "models") == ["a"]
-
-
-def test_what_nobody_uses_goes(s3, cache):
-    """After a month, or a day where a killed process left it half; what is used stays."""
-    days = {"a": 31, "b": 29, ".tmp-a": 2, ".tmp-b": 0}
-    for name, age in days.items():
-        (cache / "models" / name).mkdir(parents=True)
-        os.utime(cache / "models" / name, (time.time() - age * 86_400,) * 2)
-    s3.put("kept/config.json", b"{}")
-    copy = Path(copy_model(f"s3://{BUCKET}/kept", PATTERNS))
-    assert names(cache / "models") == sorted([".tmp-b", "b", copy.name])
-    os.utime(copy, (0, 0))
-    assert copy_model(f"s3://{BUCKET}/kept", PATTERNS) == str(copy)
-    publish_copy(cache / "models/c", {"x": iter([b"1"])})
-    assert names(cache / "models") == sorted([".tmp-b", "b", "c", copy.name])

@@ -114,7 +114,8 @@ def place_group(workers: Workers, wait_s: float, quiet: bool, begun: bool = Fals
 
 
 class Watch:
-    """What a running group is watched for: nodes of its own that are about to be taken away, and room for a larger group.
+    """What a running group is watched for: nodes of it, or the driver's, that are about to be taken away, and
+    room for a larger group.
 
     Args:
         workers: of the run. num_workers: of the group. config: of the run.
@@ -127,7 +128,7 @@ class Watch:
         self._num_workers, self._regroup_s = num_workers, config.regroup_s
         self._started = self._looked = time.monotonic()
         self._known_groups = known_groups()
-        self._nodes: frozenset[str] = frozenset()
+        self._here = ray.get_runtime_context().get_node_id()
         self._room: Callable[[], int] | None = None
         self._last_room = num_workers
         self._requests = contextlib.ExitStack()
@@ -146,14 +147,14 @@ class Watch:
             return
         self._looked = now
         before = self._last_room
-        self._nodes = self._nodes or nodes_of_group(self._num_workers, self._each, self._known_groups)
+        nodes = nodes_of_group(self._num_workers, self._each, self._known_groups)
         if self._num_workers < self._sizes[0]:
-            if self._room is None and self._nodes:
+            if self._room is None and nodes:
                 requests = asked_for_more(self._num_workers, self._sizes, self._each)
                 self._room = self._requests.enter_context(requests)
             self._last_room = self._room() if self._room else self._num_workers
         grown = min(before, self._last_room) > self._num_workers and now - self._started >= self._regroup_s
-        if grown or _leaving_nodes() & self._nodes:
+        if grown or _leaving_nodes() & (nodes | {self._here}):
             storage.create_file(self.marker, b"")
             self.ended = True
 

@@ -63,18 +63,18 @@ def known_groups() -> frozenset[str]:
 
 
 def nodes_of_group(num_workers: int, each: dict[str, float], before: frozenset[str]) -> frozenset[str]:
-    """Nodes of the group that Ray Train has placed, none before it has: one of that shape that was not known before.
+    """Nodes of the group that Ray Train has placed, none before it has: of those of that shape that were not known before.
 
     Ray Train gives its placement group no name.
     """
-    placed = [
-        group["bundles_to_node_id"].values()
+    return frozenset(
+        node
         for name, group in placement_group_table().items()
         if name not in before
         and group["state"] == "CREATED"
         and list(group["bundles"].values()) == [each] * num_workers
-    ]
-    return frozenset(*placed[:1])
+        for node in group["bundles_to_node_id"].values()
+    )
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ is made once, and what is learnt is what one undisturbed pair of processes learn
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,35 @@ def test_a_node_lost_and_another_one_joined_and_a_process_that_falls_silent(undi
             run.process.wait()
     assert "Traceback" not in said(tmp_path).rpartition("1 of 3")[2]
     assert not run.has("stop-*")
+    assert_same_run(tmp_path / "run", undisturbed, LOSS, WEIGHTS)
+
+
+def test_a_node_that_is_about_to_be_taken_away(undisturbed, cache, tmp_path):
+    """The group writes a checkpoint and goes on without it, no step is made twice. A node without a part in it may go."""
+    with cluster() as nodes:
+        first, second = nodes.add(), nodes.add()
+        run = Run(tmp_path, start(nodes, tmp_path, cache, "--num-workers", "1:2"))
+        try:
+            run.until(lambda: run.has("checkpoints/000005"))
+            hold(first, second)
+            third = nodes.add()
+            assert nodes.ask(f"drain {third.id}") == {"taken": True}
+            time.sleep(8)
+            assert not run.has("stop-group-*")
+            assert nodes.ask(f"drain {second.id}") == {"taken": True}
+            run.until(lambda: run.has("stop-group-*"))
+            let_go(first)
+            let_go(second)
+            (step,) = run.says(r"note: 1 of 2 training processes can be placed; going on with 1 from step (\d+)\n")
+            assert int(step) >= 5
+            assert run.process.wait() == 0
+        finally:
+            run.process.kill()
+            run.process.wait()
+    steps = re.findall(r"^step +([\d,]+)", said(tmp_path), re.MULTILINE)
+    assert len(steps) == len(set(steps))
+    assert "died" not in said(tmp_path)
+    assert "lost" not in said(tmp_path)
     assert_same_run(tmp_path / "run", undisturbed, LOSS, WEIGHTS)
 
 
