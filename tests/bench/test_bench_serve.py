@@ -31,6 +31,7 @@ def check_counts(outcome: Outcome) -> None:
         assert 0 < outcome.latency_ms["p50"] <= outcome.latency_ms["p99"] <= outcome.latency_ms["max"]
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_running_server_fit_together():
     options = ["--sessions", "2", "--hz", "5", "--duration-s", "2", "--memory-sessions", "3", "--hidden-dim", "24"]
     command = [sys.executable, "-m", "sarm_ray", "bench", "serve", *options, "--json"]

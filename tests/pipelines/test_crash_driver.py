@@ -76,7 +76,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize("point", others_slow(POINTS, {"lease written", "merging", "output renamed"}))
+@pytest.mark.parametrize("point", others_slow(POINTS, {"merging", "output renamed"}))
 def test_killed_at(undisturbed, tmp_path, point):
     temporaries, has_output, num_encoded, num_scored = POINTS[point]
     if num_scored:
@@ -113,6 +113,7 @@ def test_killed_by_a_worker_before_a_scored_part_has_its_name(undisturbed, tmp_p
     take_up(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_while_its_parts_are_removed(undisturbed, tmp_path):
     with_features(tmp_path, undisturbed)
     with started(tmp_path, "tests.pipelines.injected", "parts half removed") as process:

@@ -32,8 +32,8 @@ LENGTHS = [1, 40, 300, 7]
     ("layout", "options"),
     [
         ("v3.0", {"episodes_per_video": 3, "episodes_per_data_file": 2, "episodes_per_metadata_file": 2}),
-        ("v3.0", {"image_dataset": True, "episodes_per_data_file": 2}),
-        ("v2.0", {"codec": "libsvtav1", "gop": 2}),
+        pytest.param("v3.0", {"image_dataset": True, "episodes_per_data_file": 2}, marks=pytest.mark.slow),
+        pytest.param("v2.0", {"codec": "libsvtav1", "gop": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_values_equal_those_of_a_plain_loop(tmp_path, encoder, layout, options):

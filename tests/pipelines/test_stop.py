@@ -108,6 +108,7 @@ def test_a_second_run_on_the_same_output_is_refused(undisturbed, tmp_path):
     take_up(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_suspended_and_lost_its_lease_writes_no_output(undisturbed, tmp_path):
     lease = tmp_path / "out.parquet.run/lease.json"
     with started(tmp_path, "tests.pipelines.injected", "hold encoding until go") as process:

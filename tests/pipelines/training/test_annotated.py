@@ -75,6 +75,7 @@ def recording_without(recording):
 
 @needs_real
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_real_unitree_g1_with_segments_of_a_file(tmp_path):
     real = SHARED / "real/g1_bottle"
     dataset = tmp_path / "g1"

@@ -13,6 +13,7 @@ SMALL = ("model.hidden_dim=128", "model.num_layers=2", "model.num_heads=4", "opt
 
 @needs_real
 @pytest.mark.real
+@pytest.mark.slow
 def test_held_out_progress_of_a_real_unitree_g1(tmp_path):
     """Below the best constant's and a single-frame linear probe's error, also with the future cut; then scored."""
     store, run = tmp_path / "features", tmp_path / "run"
