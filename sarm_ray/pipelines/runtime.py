@@ -48,6 +48,8 @@ ONE_ACTOR_ATTEMPT: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1}
 
 REST_S = 0.01
 
+MEMORY_ANSWER_S = 10.0
+
 # From glibc's malloc.h.
 M_ARENA_MAX = -8
 
@@ -247,15 +249,25 @@ def _aside(function: Callable[..., Any], num_returns: int = 1) -> Any:
     return task.options(scheduling_strategy=here, num_returns=num_returns)
 
 
-def spilled_bytes() -> int:
+def spilled_bytes() -> int | None:
     """Bytes that the cluster's object stores have written to disk for want of memory, since it was started.
 
-    Ray has no public call for it; this is the one that its own `Dataset.stats()` makes.
+    None where a node does not answer: a figure ends no run. Ray has no public call for it; this is the one that its own
+    `Dataset.stats()` makes, but of this node's raylet, which asks the others: any other one may have died a moment ago.
     """
+    import grpc
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+    own = ray.get_runtime_context().get_node_id()
+    raylet = next(node for node in ray.nodes() if node["NodeID"] == own)
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+    try:
+        reply = get_memory_info_reply(
+            state, raylet["NodeManagerAddress"], raylet["NodeManagerPort"], timeout_seconds=MEMORY_ANSWER_S
+        )
+    except grpc.RpcError:
+        return None
+    return int(reply.store_stats.spilled_bytes_total)
 
 
 def peak_rss_bytes() -> int:

@@ -115,7 +115,7 @@ def run_plans(
         cluster,
         seconds=seconds,
         busy_s={**ingested.busy_s, "score": scoring.busy_s},
-        spilled_bytes=max(spilled_bytes() - spilled_before, 0),  # a node that was lost took its count along
+        spilled_bytes=_grown(spilled_before, spilled_bytes()),
         peak_rss_bytes=peak_rss_bytes(),
     )
     for plan, own in zip(plans, reports, strict=True):
@@ -127,6 +127,11 @@ def run_plans(
         progress_io.remove_files(plan.run_folder, progress_io.PARTS_PREFIX)
         _remove_temporaries(plan)  # again: workers of a killed run may have outlived its driver until now
     return report
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    """What a counter of the cluster has grown by; None where it is unknown, or a node that was lost took its count along."""
+    return None if before is None or after is None or after < before else after - before
 
 
 def _push(plan: ScorePlan, quiet: bool) -> None:

@@ -58,7 +58,7 @@ class ScoreReport:
         floor_ratio: floor_s over the total.
         bottleneck: the stage that the others waited for.
         bottleneck_busy: share of its phase for which the cluster's cores or GPUs were busy with that stage.
-        spilled_bytes: what the object stores wrote to disk for want of memory.
+        spilled_bytes: what the object stores wrote to disk for want of memory; None where nodes went meanwhile.
         peak_rss_bytes: of the driver.
     """
 
@@ -71,7 +71,7 @@ class ScoreReport:
     floor_ratio: float
     bottleneck: str | None
     bottleneck_busy: float | None
-    spilled_bytes: int
+    spilled_bytes: int | None
     peak_rss_bytes: int
 
     @property
@@ -85,7 +85,7 @@ def measure_run(
     cluster: Cluster,
     seconds: dict[str, float],
     busy_s: dict[str, float],
-    spilled_bytes: int,
+    spilled_bytes: int | None,
     peak_rss_bytes: int,
 ) -> ScoreReport:
     """Set what a run did against what its hardware allows.
@@ -176,7 +176,7 @@ def describe_report(report: ScoreReport) -> str:
         lines.append(
             f"  {report.floor_ratio:.2f} of what this hardware allows ({duration(report.floor_s)} of work on it); "
             f"bottleneck {report.bottleneck}, busy {report.bottleneck_busy:.0%} of its phase; "
-            f"{size(report.spilled_bytes)} spilled to disk"
+            f"{'unknown' if report.spilled_bytes is None else size(report.spilled_bytes)} spilled to disk"
         )
     return "\n".join(lines)
 
