@@ -143,7 +143,7 @@ def test_two_runs_at_once(hosts, one_node):
         assert_scored(place, one_node)
 
 
-def test_a_host_that_joins_is_used(hosts, undisturbed, one_node):
+def test_a_host_that_joins_is_used(hosts, one_node):
     """One worker of one core at the start; a larger one comes while it encodes, and its encoder is told of.
 
     Ray Data keeps a part of the cluster for each operator: one more core would be too little for another encoder.
@@ -162,4 +162,4 @@ def test_a_host_that_joins_is_used(hosts, undisturbed, one_node):
     for name in names:
         assert_same_values(hosts.folder / f"joined/out/{name}/sarm_progress.parquet", one_node)
     assert "pool      encode: 1 actor (+1)\n" in said
-    assert "pool      encode: 2 actors (+1)\n" in said
+    assert re.search(r"^pool      encode: [2-5] actors \(\+\d\)$", said, re.MULTILINE), said
