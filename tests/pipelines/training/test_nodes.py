@@ -139,7 +139,7 @@ def test_a_node_that_is_about_to_be_taken_away(undisturbed, cache, tmp_path):
         finally:
             run.process.kill()
             run.process.wait()
-    steps = re.findall(r"^step +([\d,]+)", said(tmp_path), re.MULTILINE)
+    steps = re.findall(r"^step +(\d+)/60  loss ", said(tmp_path), re.MULTILINE)
     assert len(steps) == len(set(steps))
     assert "died" not in said(tmp_path)
     assert "lost" not in said(tmp_path)
