@@ -20,7 +20,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest
 
-slow: venv   # the whole demo on five seeds, and more of what `make test` tries once: an hour and more
+slow: venv   # the whole demo on five seeds, and what is too long for `make test`: an hour and more
 	$(BIN)/python -m pytest -m slow
 
 test-cluster: venv   # hosts in network namespaces: needs root and iproute2; an hour

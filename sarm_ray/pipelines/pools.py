@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from sarm_ray.console import say
-from sarm_ray.pipelines.runtime import Cluster
+from sarm_ray.pipelines.nodes import Cluster
 
 SETTLED_S = 1.0  # actors come one after the other: a number is told when it has stood for so long
 
@@ -20,7 +20,7 @@ def pool_watch(phase: str) -> type:
         def before_execution_starts(self, executor: object) -> None: ...
 
         def on_execution_step(self, executor: Any) -> None:
-            now, number = time.monotonic(), _num_actors(executor)
+            now, number = time.monotonic(), num_actors(executor)
             if number != self.seen:
                 self.seen, self.since = number, now
             elif number != self.told and now - self.since >= SETTLED_S:
@@ -41,7 +41,7 @@ def pool_watch(phase: str) -> type:
     return PoolWatch
 
 
-def _num_actors(executor: Any) -> int:
+def num_actors(executor: Any) -> int:
     """Running actors of a chain. Ray has no public word for it; its own progress bars ask so too."""
     pools = [pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools()]
     return sum(pool.num_running_actors() for pool in pools)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from sarm_ray.pipelines.nodes import gone_since, node_ids
+from sarm_ray.pipelines.pools import num_actors
 
 LOOK_S = 5.0
 SILENT_S = 20.0
@@ -51,12 +52,8 @@ class EndSilence:
 
 def _done(executor: Any) -> tuple[int, int]:
     """Blocks that operators have made, and actors that run."""
-    operators = list(executor._topology)
-    pools = [pool for operator in operators for pool in operator.get_autoscaling_actor_pools()]
-    return (
-        sum(operator.metrics.num_task_outputs_generated for operator in operators),
-        sum(pool.num_running_actors() for pool in pools),
-    )
+    num_blocks = sum(operator.metrics.num_task_outputs_generated for operator in executor._topology)
+    return num_blocks, num_actors(executor)
 
 
 def _has_results(executor: Any) -> bool:

@@ -117,7 +117,6 @@ def test_a_broken_video_costs_its_own_frames_and_is_listed(tmp_path, encoder):
         assert figures["sparse", f"{view}_progress_mse"]["value"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_the_probe_is_fitted_on_what_is_not_evaluated(tmp_path, encoder):
     root = write_dataset(tmp_path / "data", "v2.1", [40, 30, 50])
     command = ["evaluate", root, "--precision", "fp32", "--cache", tmp_path / "cache", "--episodes", "1", "--quiet"]

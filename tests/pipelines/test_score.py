@@ -161,7 +161,6 @@ def test_a_denser_stride_adds_what_is_missing_and_changes_nothing(base, tmp_path
 
 
 @needs_parity
-@pytest.mark.slow
 def test_another_checkpoint_decodes_nothing_even_without_the_videos(base, tmp_path):
     dataset = tmp_path / "dataset"
     shutil.copytree(PARITY / "dataset_v21", dataset)

@@ -164,7 +164,6 @@ def test_parts_of_a_run_that_was_cut_off_are_not_used_for_another_video(tmp_path
     assert plans[0].metadata["dataset_fingerprint"] != before.metadata["dataset_fingerprint"]
 
 
-@pytest.mark.slow
 def test_features_that_vanish_are_an_error_not_silent_nan(tmp_path, encoder):
     root = write_dataset(tmp_path / "data", "v2.1", LENGTHS[:2], size=(64, 64))
     config = quick_config(

@@ -173,7 +173,6 @@ def weights_of_folder(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.slow
 def test_dense_only_on_two_datasets_with_a_past_window(cache, tmp_path):
     report = train_here(
         tmp_path / "run",
